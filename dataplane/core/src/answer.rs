@@ -1,0 +1,89 @@
+//! Packets that the data plane sends itself: TCP resets and "port unreachable".
+
+use crate::checksum;
+use crate::wire::{Kind, Packet, proto, split_ports, swap_ports, tcp};
+use crate::{Address, Family};
+
+/// Bytes of the refused packet's transport header that an ICMP error quotes (RFC 792: 64 bits).
+pub const QUOTED: usize = 8;
+
+/// What takes the place of a refused packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection<F: Family> {
+    /// IP header and TCP header, checksums in place.
+    Reset(F::Header, [u32; 5]),
+    /// IP header and ICMP header, its checksum still zero: the refused packet's IP header and first
+    /// [`QUOTED`] bytes follow and are part of the sum, which [`unreachable_checksum`] completes.
+    Unreachable(F::Header, [u32; 2]),
+}
+
+impl<F: Family> Rejection<F> {
+    /// The answer to a packet: a reset to TCP (RFC 9293 3.10.7.1), "port unreachable" to all else.
+    #[inline(always)]
+    #[must_use]
+    pub fn of(packet: &Packet<F>) -> Self {
+        if packet.kind != Kind::Tcp {
+            return Self::unreachable(packet);
+        }
+        let segment = packet.segment;
+        if segment.flags & tcp::ACK != 0 {
+            return Self::reset(packet, tcp::RST, segment.ack, 0);
+        }
+        let data = u32::from(packet.len.wrapping_sub(segment.header));
+        let opens = u32::from(segment.flags & tcp::SYN != 0);
+        Self::reset(packet, tcp::RST | tcp::ACK, 0, segment.seq.wrapping_add(data).wrapping_add(opens))
+    }
+
+    #[inline(always)]
+    fn reset(packet: &Packet<F>, flags: u8, seq: u32, ack: u32) -> Self {
+        let key = &packet.key;
+        let header = F::compose(key.dst, key.src, proto::TCP, 20);
+        let control = (5 << 28 | u32::from(flags) << 16).to_be();
+        let words = [swap_ports(key.ports), seq.to_be(), ack.to_be(), control, 0];
+        let sum = checksum::sum(&words) + pseudo_sum::<F>(key.dst, key.src, proto::TCP, 20);
+        let field = u32::from(u16::from_be(checksum::finish(sum))) << 16;
+        Self::Reset(header, [words[0], words[1], words[2], words[3], field.to_be()])
+    }
+
+    #[inline(always)]
+    fn unreachable(packet: &Packet<F>) -> Self {
+        let key = &packet.key;
+        let len = (8 + F::HEADER_LEN + QUOTED) as u16;
+        Self::Unreachable(F::compose(key.dst, key.src, F::ICMP, len), [F::port_unreachable(), 0])
+    }
+}
+
+/// Whether a packet may be answered at all: never a reset (RFC 9293 3.10.7.1), never an answer to several.
+#[inline(always)]
+#[must_use]
+pub fn may_answer<F: Family>(packet: &Packet<F>) -> bool {
+    packet.segment.flags & tcp::RST == 0
+        && !packet.key.src.is_multicast()
+        && packet.key.src != F::Addr::UNSPECIFIED
+}
+
+/// The ICMP header of a "port unreachable" with its checksum, for the packet that it quotes.
+#[inline(always)]
+#[must_use]
+pub fn unreachable_checksum<F: Family>(packet: &Packet<F>, icmp: [u32; 2], quoted: [u32; 2]) -> [u32; 2] {
+    let len = (8 + F::HEADER_LEN + QUOTED) as u16;
+    let mut sum = checksum::sum(&icmp) + F::header_sum(&packet.header) + checksum::sum(&quoted);
+    if F::ICMP_PSEUDO {
+        sum += pseudo_sum::<F>(packet.key.dst, packet.key.src, F::ICMP, len);
+    }
+    let field = u32::from(u16::from_be(checksum::finish(sum)));
+    [(u32::from_be(icmp[0]) | field).to_be(), icmp[1]]
+}
+
+/// Sum of the pseudo header (RFC 9293 3.1, RFC 8200 8.1): the same for both families, since unused bytes are zero.
+#[inline(always)]
+fn pseudo_sum<F: Family>(src: F::Addr, dst: F::Addr, protocol: u8, len: u16) -> u32 {
+    src.sum() + dst.sum() + checksum::sum(&[u32::from(protocol).to_be(), u32::from(len).to_be()])
+}
+
+/// The destination port of a packet, host byte order.
+#[inline(always)]
+#[must_use]
+pub fn destination_port(ports: u32) -> u16 {
+    u16::from_be(split_ports(ports).1)
+}

@@ -1,0 +1,103 @@
+//! States and lifetimes of flows. Time is in ticks of 2^30 ns (about 1.07 s).
+
+use portolan_abi::{Flow, FlowKey, state};
+
+use crate::wire::{proto, swap_ports, tcp};
+use crate::{Family, Tables};
+
+/// How long a flow may be silent before it is forgotten, in ticks.
+pub mod timeout {
+    /// TCP, both sides have spoken. Long, because a forgotten connection cannot be continued; the table
+    /// evicts the least recently used first anyway.
+    pub const TCP: u32 = 21_600;
+    /// TCP, the backend has not answered yet: the client's retries are over (RFC 9293 3.8.3 allows 100 s).
+    pub const TCP_OPENING: u32 = 120;
+    /// TCP, closed by both sides or reset: the last acknowledgements pass.
+    pub const TCP_CLOSED: u32 = 10;
+    /// UDP, both sides have spoken (RFC 4787 REQ-5: at least two minutes).
+    pub const UDP: u32 = 180;
+    /// UDP, the backend has not answered.
+    pub const UDP_OPENING: u32 = 60;
+}
+
+/// Whether the connection is over: what opens another with the same addresses gets a new decision.
+#[inline(always)]
+#[must_use]
+pub const fn is_closed(bits: u8) -> bool {
+    let both = state::CLIENT_FIN | state::BACKEND_FIN;
+    bits & state::RESET != 0 || bits & both == both
+}
+
+/// How long a flow in this state may be silent, in ticks.
+#[inline(always)]
+#[must_use]
+pub const fn lifetime(protocol: u32, bits: u8) -> u32 {
+    let answered = bits & state::ESTABLISHED != 0;
+    if protocol != proto::TCP as u32 {
+        return if answered { timeout::UDP } else { timeout::UDP_OPENING };
+    }
+    if is_closed(bits) {
+        timeout::TCP_CLOSED
+    } else if answered {
+        timeout::TCP
+    } else {
+        timeout::TCP_OPENING
+    }
+}
+
+/// Whether a flow has been silent for longer than it may.
+#[inline(always)]
+#[must_use]
+pub fn is_expired<A>(protocol: u32, flow: &Flow<A>, now: u32) -> bool {
+    // A clock read on another CPU may be a tick behind.
+    let idle = now.wrapping_sub(flow.seen);
+    idle < u32::MAX / 2 && idle > lifetime(protocol, flow.state)
+}
+
+/// The key of the other direction of a flow.
+#[inline(always)]
+#[must_use]
+pub fn peer_key<A: Copy>(flow: &Flow<A>, protocol: u32) -> FlowKey<A> {
+    FlowKey { src: flow.dst, dst: flow.src, ports: swap_ports(flow.ports), proto: protocol }
+}
+
+/// Whether a packet can neither open nor end its flow, nor tell anything new about it.
+#[inline(always)]
+#[must_use]
+pub fn is_quiet<A>(flags: u8, flow: &Flow<A>, now: u32) -> bool {
+    flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
+        && flow.seen == now
+        && flow.state & (state::REPLY | state::ESTABLISHED) != state::REPLY
+}
+
+/// The state of a flow after a packet of it, with these TCP flags (none for UDP).
+#[inline(always)]
+#[must_use]
+pub fn next_state(bits: u8, flags: u8) -> u8 {
+    let reply = bits & state::REPLY != 0;
+    let mut next = if reply { bits | state::ESTABLISHED } else { bits };
+    if flags & tcp::RST != 0 {
+        next |= state::RESET;
+    }
+    if flags & tcp::FIN != 0 {
+        next |= if reply { state::BACKEND_FIN } else { state::CLIENT_FIN };
+    }
+    next
+}
+
+/// Carries a packet's news into both entries of its flow; whether the other direction's entry is there.
+#[inline(always)]
+pub(crate) fn record<F: Family, T: Tables<F>>(
+    entry: T::Entry,
+    flow: &Flow<F::Addr>,
+    next: u8,
+    protocol: u32,
+    now: u32,
+    tables: &T,
+) -> bool {
+    tables.update(entry, next, now);
+    // Touching the other entry once a tick also keeps it from being evicted under a flow that is alive.
+    let Some((peer, peer_entry)) = tables.flow(&peer_key(flow, protocol)) else { return false };
+    tables.update(peer_entry, (peer.state & state::REPLY) | (next & !state::REPLY), now);
+    true
+}

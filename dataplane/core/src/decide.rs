@@ -1,0 +1,257 @@
+//! The decision on a packet, from top to bottom.
+
+use portolan_abi::{Flow, counter, frontend_flag, state};
+
+use crate::answer::Rejection;
+use crate::conntrack::{self, is_closed, is_quiet, next_state};
+use crate::service::{
+    Asked, Choice, choose, forwarded, has_backend, mark, reject, resolve, restore_reply, track, way_back,
+};
+use crate::wire::{Frame, Kind, Packet, parse};
+use crate::{Exit, Family, Hook, Reason, Tables, Verdict, guard, icmp, wire};
+
+/// Decides on a packet. `ifindex` is the interface that the program is attached to; `now` in ticks of 2^30 ns.
+///
+/// The parts it calls are public because a program has 512 bytes of stack for each of its functions, so that it
+/// has to call them one by one.
+#[inline(always)]
+pub fn decide<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &P,
+    tables: &T,
+    now: u32,
+) -> Verdict<F> {
+    if let Some((_, verdict)) = decide_known(hook, ifindex, frame, tables, now) {
+        return verdict;
+    }
+    match decide_new(hook, ifindex, frame, tables) {
+        New::Verdict(verdict) => verdict,
+        New::Open(choice) => match open(hook, ifindex, frame, choice, tables, now) {
+            Ok(()) => match decide_known(hook, ifindex, frame, tables, now) {
+                Some((_, verdict)) => verdict,
+                None => Verdict::Drop(Reason::FlowTable),
+            },
+            Err(reason) => Verdict::Drop(reason),
+        },
+        New::Other => match decide_error(frame, tables) {
+            Some(verdict) => verdict,
+            None => decide_other(hook, ifindex, frame, tables),
+        },
+    }
+}
+
+/// The part of [`decide`] for a TCP or UDP packet of a flow in the table; `None` for all else. Packets that are not
+/// admitted are left to [`decide_new`].
+#[inline(always)]
+pub fn decide_known<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &P,
+    tables: &T,
+    now: u32,
+) -> Option<(Packet<F>, Verdict<F>)> {
+    let packet = parse::<F, P>(frame);
+    if !packet.has_ports() || guard::check::<F, T, P>(hook, ifindex, &packet.key, frame, tables).is_err() {
+        return None;
+    }
+    let (flow, entry) = tables.flow(&packet.key)?;
+    if wants_new_backend(&packet, &flow, tables) {
+        return None;
+    }
+    let next = next_state(flow.state, packet.segment.flags);
+    let whole = conntrack::record::<F, T>(entry, &flow, next, packet.key.proto, now, tables);
+    if !whole && flow.state & state::REPLY == 0 {
+        restore_reply(hook, ifindex, &packet, &flow, tables);
+    }
+    Some((packet, forwarded(&packet, &flow)))
+}
+
+/// What [`decide_new`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum New<F: Family> {
+    /// The decision.
+    Verdict(Verdict<F>),
+    /// A flow to [`open`].
+    Open(Choice),
+    /// Neither TCP nor UDP: ask [`decide_other`].
+    Other,
+}
+
+/// The part of [`decide`] for a TCP or UDP packet that opens a flow, or is not to a service.
+#[inline(always)]
+pub fn decide_new<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &P,
+    tables: &T,
+) -> New<F> {
+    let packet = parse::<F, P>(frame);
+    if let Some(reason) = packet.kind.defect() {
+        // What the host's own stack built is not ours to judge.
+        let theirs = !hook.is_ingress();
+        return New::Verdict(if theirs { Verdict::Pass(counter::PASSED) } else { Verdict::Drop(reason) });
+    }
+    if let Err(reason) = guard::check::<F, T, P>(hook, ifindex, &packet.key, frame, tables) {
+        return New::Verdict(Verdict::Drop(reason));
+    }
+    if !packet.has_ports() {
+        return New::Other;
+    }
+    New::Verdict(match resolve::<F, T>(hook, &packet.key, tables) {
+        Asked::Frontend(frontend) => match choose(hook, ifindex, &packet, frontend, tables) {
+            Ok(choice) => return New::Open(choice),
+            Err(verdict) => verdict,
+        },
+        Asked::UnknownPort => refuse(hook, ifindex, &packet, tables),
+        Asked::Other => direct(hook, &packet, tables),
+    })
+}
+
+/// The part of [`decide`] that opens a flow to the chosen backend: afterwards both its entries are in the table, and
+/// [`decide_known`] has the verdict. `Err`: the reason to drop the packet.
+#[inline(always)]
+pub fn open<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &P,
+    choice: Choice,
+    tables: &T,
+    now: u32,
+) -> Result<(), Reason> {
+    match wire::key::<F, P>(frame) {
+        Some(key) => track(hook, ifindex, &key, choice, tables, now),
+        None => Err(Reason::Truncated),
+    }
+}
+
+/// The part of [`decide`] for ICMP errors about flows in the table; `None` for all else. The packet's addresses
+/// have been checked by [`decide_new`].
+#[inline(always)]
+pub fn decide_error<F: Family, T: Tables<F>, P: Frame>(frame: &P, tables: &T) -> Option<Verdict<F>> {
+    let packet = parse::<F, P>(frame);
+    if packet.kind != Kind::IcmpError {
+        return None;
+    }
+    icmp::error(&packet, frame, tables)
+}
+
+/// The part of [`decide`] for what else has no ports. The packet's addresses have been checked by [`decide_new`].
+#[inline(always)]
+pub fn decide_other<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &P,
+    tables: &T,
+) -> Verdict<F> {
+    let packet = parse::<F, P>(frame);
+    let ours = match packet.kind {
+        Kind::Echo => icmp::echo(hook, ifindex, &packet, tables),
+        Kind::Fragment => refuse_opaque(hook, &packet, Reason::Fragment, tables),
+        Kind::Options => refuse_opaque(hook, &packet, Reason::Options, tables),
+        Kind::Protocol => refuse_opaque(hook, &packet, Reason::Protocol, tables),
+        _ => None,
+    };
+    match ours {
+        Some(verdict) => verdict,
+        None => direct(hook, &packet, tables),
+    }
+}
+
+/// What [`established`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Short<F: Family> {
+    /// A packet that tells nothing new about its flow: what [`decide`] would say.
+    Verdict(Packet<F>, Verdict<F>),
+    /// A packet of a flow in the table: ask [`decide_known`] first.
+    News,
+    /// No flow in the table, or nothing that has one: ask [`decide_new`] first.
+    Unknown,
+}
+
+/// The short way for a packet of an established flow.
+#[inline(always)]
+pub fn established<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &P,
+    tables: &T,
+    now: u32,
+) -> Short<F> {
+    let packet = parse::<F, P>(frame);
+    if !packet.has_ports() || guard::check::<F, T, P>(hook, ifindex, &packet.key, frame, tables).is_err() {
+        return Short::Unknown;
+    }
+    let Some((flow, _)) = tables.flow(&packet.key) else { return Short::Unknown };
+    if !is_quiet(packet.segment.flags, &flow, now) || packet.ttl <= 1 {
+        return Short::News;
+    }
+    Short::Verdict(packet, forwarded(&packet, &flow))
+}
+
+/// What to put in the place of a packet that got [`Verdict::Reject`], and where it goes.
+#[inline(always)]
+pub fn refusal<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &P,
+    tables: &T,
+) -> Option<(Packet<F>, Rejection<F>, Exit)> {
+    let packet = parse::<F, P>(frame);
+    let config = tables.config()?;
+    let exit = way_back(hook, ifindex, &packet.key.src, &config, tables).ok()?;
+    let rejection = Rejection::of(&packet);
+    Some((packet, rejection, exit))
+}
+
+/// Whether a packet of a known flow shall be decided on as if it opened it: a client that starts again after the
+/// end, or whose backend is gone. A TCP connection that is neither opened nor closed goes on, whatever became of
+/// its backend: only the two ends know whether it still answers.
+#[inline(always)]
+fn wants_new_backend<F: Family, T: Tables<F>>(packet: &Packet<F>, flow: &Flow<F::Addr>, tables: &T) -> bool {
+    if flow.state & state::REPLY != 0 {
+        return false;
+    }
+    if packet.kind != Kind::Tcp {
+        return !has_backend::<F, T>(flow, tables);
+    }
+    packet.segment.opens() && (is_closed(flow.state) || !has_backend::<F, T>(flow, tables))
+}
+
+/// Says no to a port that a service address does not have.
+#[inline(always)]
+fn refuse<F: Family, T: Tables<F>>(hook: Hook, ifindex: u32, packet: &Packet<F>, tables: &T) -> Verdict<F> {
+    let Some(config) = tables.config() else { return Verdict::Drop(Reason::Dangling) };
+    reject(hook, ifindex, packet, &config, tables, Reason::UnknownPort)
+}
+
+/// Packets without ports: no service takes them.
+#[inline(always)]
+fn refuse_opaque<F: Family, T: Tables<F>>(
+    hook: Hook,
+    packet: &Packet<F>,
+    reason: Reason,
+    tables: &T,
+) -> Option<Verdict<F>> {
+    let vip = mark::<F, T>(&packet.key.dst, tables) & frontend_flag::VIP != 0;
+    (vip && hook != Hook::PodEgress).then_some(Verdict::Drop(reason))
+}
+
+/// Traffic that is not to a service: pod to pod, or the host's own.
+#[inline(always)]
+fn direct<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T) -> Verdict<F> {
+    if hook == Hook::Service {
+        return Verdict::Drop(Reason::UnknownService);
+    }
+    if hook.is_ingress() {
+        if let Some(endpoint) = tables.endpoint(&packet.key.dst) {
+            return Verdict::Deliver(Exit::pod(&endpoint));
+        }
+    }
+    Verdict::Pass(match packet.kind {
+        Kind::Fragment => counter::PASSED_FRAGMENT,
+        Kind::Options => counter::PASSED_OPTIONS,
+        Kind::Protocol => counter::PASSED_PROTOCOL,
+        _ => counter::PASSED,
+    })
+}

@@ -1,0 +1,62 @@
+//! Who may send what: checked before anything is looked up for the packet's own sake.
+
+use portolan_abi::{Endpoint, FlowKey};
+
+use crate::wire::Frame;
+use crate::{Address, Family, Hook, Reason, Tables};
+
+/// The Ethernet source address of a frame, as three words in packet order.
+#[inline(always)]
+pub fn source_mac<P: Frame>(frame: &P) -> Option<[u16; 3]> {
+    let [_, middle, last] = frame.words::<3>(0)?;
+    if cfg!(target_endian = "little") {
+        Some([(middle >> 16) as u16, last as u16, (last >> 16) as u16])
+    } else {
+        Some([middle as u16, (last >> 16) as u16, last as u16])
+    }
+}
+
+/// Checks the addresses of a packet that arrives from a pod or an uplink.
+#[inline(always)]
+pub fn check<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    key: &FlowKey<F::Addr>,
+    frame: &P,
+    tables: &T,
+) -> Result<(), Reason> {
+    if !hook.is_ingress() {
+        return Ok(());
+    }
+    if key.src.is_loopback() || key.dst.is_loopback() {
+        return Err(Reason::Loopback);
+    }
+    match hook {
+        Hook::Pod => pod(ifindex, key, frame, tables),
+        _ => Ok(()),
+    }
+}
+
+/// A pod sends from its own address with its own MAC, to one receiver.
+#[inline(always)]
+fn pod<F: Family, T: Tables<F>, P: Frame>(
+    ifindex: u32,
+    key: &FlowKey<F::Addr>,
+    frame: &P,
+    tables: &T,
+) -> Result<(), Reason> {
+    let Some(Endpoint { ifindex: own, mac, .. }) = tables.endpoint(&key.src) else {
+        let control = key.src.is_link_local_control();
+        return Err(if control { Reason::LinkLocal } else { Reason::SpoofedAddress });
+    };
+    if own != ifindex {
+        return Err(Reason::SpoofedAddress);
+    }
+    if source_mac(frame) != Some(mac) {
+        return Err(Reason::SpoofedMac);
+    }
+    if key.dst.is_multicast() {
+        return Err(Reason::Multicast);
+    }
+    Ok(())
+}

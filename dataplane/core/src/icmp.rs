@@ -1,0 +1,136 @@
+//! ICMP: errors about translated flows, and echo to service addresses.
+//!
+//! An error quotes the packet it is about as it was on the wire. Seen from the node, the error travels like the
+//! packets of the opposite direction of that flow, so one look-up with the quoted addresses turned around gives
+//! everything: where it goes, and what the quoted packet looked like before translation (RFC 5508 4).
+
+use portolan_abi::{Flow, FlowKey, frontend_flag};
+
+use crate::wire::{ETHERNET, Fields, Frame, Kind, Packet, proto, swap_ports};
+use crate::{Address, Exit, Family, Hook, Reason, Tables, Verdict, checksum, service};
+
+/// Where the quoted packet starts.
+#[inline(always)]
+#[must_use]
+pub const fn quoted_at<F: Family>() -> usize {
+    ETHERNET + F::HEADER_LEN + 8
+}
+
+/// How an ICMP error is translated: the addresses of both IP headers, the quoted ports, and what all that adds
+/// to the ICMP checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation<F: Family> {
+    /// Source of the error itself.
+    pub src: F::Addr,
+    /// Destination of the error, and source of the packet it quotes.
+    pub dst: F::Addr,
+    /// Destination of the packet it quotes.
+    pub quoted_dst: F::Addr,
+    /// Ports of the packet it quotes.
+    pub ports: u32,
+    /// Time to live of the error.
+    pub ttl: u8,
+    /// Difference to the ICMP checksum by changes of the message itself.
+    pub difference: u32,
+    /// Difference to the ICMP checksum by the pseudo header; zero for IPv4, which has none.
+    pub pseudo: u32,
+}
+
+impl<F: Family> Translation<F> {
+    /// The error's IP header, translated.
+    #[inline(always)]
+    #[must_use]
+    pub fn outer(&self, header: F::Header) -> F::Header {
+        F::rewrite(header, self.src, self.dst, self.ttl)
+    }
+
+    /// The quoted packet's IP header, translated; its time to live stays what it was.
+    #[inline(always)]
+    #[must_use]
+    pub fn inner(&self, header: F::Header) -> F::Header {
+        F::rewrite(header, self.dst, self.quoted_dst, F::fields(&header).ttl)
+    }
+}
+
+/// Decides on an ICMP error; `None` if it is not about a flow of ours.
+#[inline(always)]
+pub(crate) fn error<F: Family, T: Tables<F>, P: Frame>(
+    packet: &Packet<F>,
+    frame: &P,
+    tables: &T,
+) -> Option<Verdict<F>> {
+    let quoted = quoted_key::<F, P>(frame)?;
+    let travel =
+        FlowKey { src: quoted.dst, dst: quoted.src, ports: swap_ports(quoted.ports), proto: quoted.proto };
+    let (flow, _) = tables.flow(&travel)?;
+    let exit = Exit::of_flow(&flow);
+    let routed = exit.kind == portolan_abi::exit::UPLINK;
+    if routed && packet.ttl <= 1 {
+        return Some(Verdict::Drop(Reason::Ttl));
+    }
+    let ttl = if routed { packet.ttl - 1 } else { packet.ttl };
+    Some(Verdict::ForwardError(translate(packet, &quoted, &flow, ttl), exit))
+}
+
+/// The flow of the quoted packet, as it was on the wire.
+#[inline(always)]
+fn quoted_key<F: Family, P: Frame>(frame: &P) -> Option<FlowKey<F::Addr>> {
+    let header = F::header(frame, quoted_at::<F>())?;
+    let Fields { src, dst, proto: protocol, kind, .. } = F::fields(&header);
+    if kind != Kind::Protocol || (protocol != proto::TCP && protocol != proto::UDP) {
+        return None;
+    }
+    let [ports, _] = frame.words(quoted_at::<F>() + F::HEADER_LEN)?;
+    Some(FlowKey { src, dst, ports, proto: u32::from(protocol) })
+}
+
+#[inline(always)]
+fn translate<F: Family>(
+    packet: &Packet<F>,
+    quoted: &FlowKey<F::Addr>,
+    flow: &Flow<F::Addr>,
+    ttl: u8,
+) -> Translation<F> {
+    // The backend itself speaks as the service; a router on the way keeps its own address.
+    let src = if packet.key.src == quoted.dst { flow.src } else { packet.key.src };
+    let ports = swap_ports(flow.ports);
+    let mut difference = checksum::difference(quoted.ports, ports);
+    let mut pseudo = 0;
+    if F::ICMP_PSEUDO {
+        // IPv4's quoted header keeps its own sum, because its checksum is part of it; IPv6's does not.
+        difference += quoted.src.difference(flow.dst) + quoted.dst.difference(flow.src);
+        pseudo = packet.key.src.difference(src) + packet.key.dst.difference(flow.dst);
+    }
+    Translation { src, dst: flow.dst, quoted_dst: flow.src, ports, ttl, difference, pseudo }
+}
+
+/// Decides on an echo request; `None` if it is not to a service address.
+#[inline(always)]
+pub(crate) fn echo<F: Family, T: Tables<F>>(
+    hook: Hook,
+    ifindex: u32,
+    packet: &Packet<F>,
+    tables: &T,
+) -> Option<Verdict<F>> {
+    let mark = service::mark::<F, T>(&packet.key.dst, tables);
+    if mark & frontend_flag::VIP == 0 || hook == Hook::PodEgress {
+        return None;
+    }
+    if mark & frontend_flag::ANSWERS == 0 {
+        return Some(Verdict::Drop(Reason::Echo));
+    }
+    let config = tables.config()?;
+    Some(match service::way_back(hook, ifindex, &packet.key.src, &config, tables) {
+        Ok(back) => Verdict::AnswerEcho(back),
+        Err(reason) => Verdict::Drop(reason),
+    })
+}
+
+/// An echo request as its reply: the IP header, and the first word of the ICMP header before and after.
+#[inline(always)]
+#[must_use]
+pub fn echo_reply<F: Family>(packet: &Packet<F>) -> (F::Header, u32, u32) {
+    let header = F::rewrite(packet.header, packet.key.dst, packet.key.src, 64);
+    let word = |kind: u8| u32::from_ne_bytes([kind, 0, 0, 0]);
+    (header, word(F::ECHO.0), word(F::ECHO.1))
+}

@@ -1,0 +1,36 @@
+//! Pure packet decisions.
+//!
+//! No kernel, no clock, no allocation, no panic: a packet comes in as a [`wire::Frame`], the node's state as
+//! [`Tables`], the time as an argument; a [`Verdict`] comes out. The eBPF programs, the tests, the fuzzer and
+//! the command line all call [`decide`].
+//!
+//! Every function on the packet path is `#[inline(always)]`: an enum or `Option` in the signature of a function
+//! that survives as such gets type information that the kernel refuses.
+#![no_std]
+#![forbid(unsafe_code)]
+#![deny(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+pub mod answer;
+pub mod checksum;
+pub mod conntrack;
+mod decide;
+mod family;
+pub mod guard;
+pub mod icmp;
+mod select;
+mod service;
+mod tables;
+mod verdict;
+pub mod wire;
+
+pub use decide::{
+    New, Short, decide, decide_error, decide_known, decide_new, decide_other, established, open, refusal,
+};
+pub use family::{Address, Family, V4, V6};
+pub use select::flow_hash;
+pub use service::Choice;
+pub use tables::Tables;
+pub use verdict::{Exit, Hook, Reason, Rewrite, Verdict, gateway_mac};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,351 @@
+//! Service traffic: which frontend, which backend, and the two flow entries that remember it.
+
+use portolan_abi::{
+    Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Ring, Service, backend_flag, frontend_flag,
+    service_flag, state,
+};
+
+use crate::answer::may_answer;
+use crate::conntrack::{is_closed, is_expired, peer_key};
+use crate::select::{self, finish, flow_hash, mix, scale};
+use crate::wire::{Packet, join_ports, split_ports, swap_ports};
+use crate::{Address, Exit, Family, Hook, Reason, Rewrite, Tables, Verdict};
+
+/// Source ports tried before a flow is refused. With a range that is three quarters full, eight tries fail for
+/// one flow in ten; with half of it, for one in 256. Each is a table update, so not many more are affordable.
+const PORT_TRIES: u32 = 8;
+
+/// What a packet asks for by its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// A frontend.
+    Frontend(Frontend),
+    /// A service address, but none of its ports.
+    UnknownPort,
+    /// Nothing of ours.
+    Other,
+}
+
+/// Finds the frontend of a destination. `port` is in network byte order.
+#[inline(always)]
+pub(crate) fn resolve<F: Family, T: Tables<F>>(hook: Hook, key: &FlowKey<F::Addr>, tables: &T) -> Asked {
+    // The host's answers to pods are no requests.
+    if hook == Hook::PodEgress {
+        return Asked::Other;
+    }
+    let port = split_ports(key.ports).1;
+    let proto = key.proto as u8;
+    if let Some(frontend) = tables.frontend(&FrontendKey { addr: key.dst, port, proto, zero: 0 }) {
+        return Asked::Frontend(frontend);
+    }
+    let flags = mark::<F, T>(&key.dst, tables);
+    if flags & frontend_flag::VIP != 0 {
+        return Asked::UnknownPort;
+    }
+    if flags & frontend_flag::NODE == 0 || !is_node_port::<F, T>(port, tables) {
+        return Asked::Other;
+    }
+    let wildcard = FrontendKey { addr: F::Addr::UNSPECIFIED, port, proto, zero: 0 };
+    match tables.frontend(&wildcard) {
+        Some(frontend) => Asked::Frontend(frontend),
+        None => Asked::Other,
+    }
+}
+
+/// The mark of an address; 0 if it is none of ours.
+#[inline(always)]
+pub(crate) fn mark<F: Family, T: Tables<F>>(addr: &F::Addr, tables: &T) -> u32 {
+    match tables.frontend(&FrontendKey { addr: *addr, port: 0, proto: 0, zero: 0 }) {
+        Some(mark) => mark.flags,
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn is_node_port<F: Family, T: Tables<F>>(port: u16, tables: &T) -> bool {
+    let Some(config) = tables.config() else { return false };
+    let port = u16::from_be(port);
+    config.nodeport_first <= port && port <= config.nodeport_last
+}
+
+/// Whether the backend that a flow was given still exists with the same address.
+#[inline(always)]
+pub(crate) fn has_backend<F: Family, T: Tables<F>>(flow: &Flow<F::Addr>, tables: &T) -> bool {
+    match tables.backend(flow.backend) {
+        Some(b) => {
+            b.flags & backend_flag::LIVE != 0 && b.addr == flow.dst && b.port == split_ports(flow.ports).1
+        }
+        None => false,
+    }
+}
+
+/// A service and the backend chosen for a new flow, by their indexes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Index of the service.
+    pub service: u32,
+    /// Index of the backend.
+    pub backend: u32,
+}
+
+/// Chooses a backend for a new flow to a frontend.
+#[inline(always)]
+pub(crate) fn choose<F: Family, T: Tables<F>>(
+    hook: Hook,
+    ifindex: u32,
+    packet: &Packet<F>,
+    frontend: Frontend,
+    tables: &T,
+) -> Result<Choice, Verdict<F>> {
+    let Some(config) = tables.config() else { return Err(Verdict::Drop(Reason::Dangling)) };
+    let Some(service) = tables.service(frontend.service) else { return Err(Verdict::Drop(Reason::Dangling)) };
+    let ring = ring(hook, frontend, &service);
+    if ring.is_empty() {
+        if !service.cluster.is_empty() {
+            return Err(Verdict::Drop(Reason::NoLocalBackend));
+        }
+        return Err(reject(hook, ifindex, packet, &config, tables, Reason::NoBackend));
+    }
+    match select::backend(ring, flow_hash(&packet.key, config.seed), tables) {
+        Some(backend) => Ok(Choice { service: frontend.service, backend }),
+        None => Err(Verdict::Drop(Reason::Dangling)),
+    }
+}
+
+/// The set that a frontend's policy allows: outside clients of a Local service, and inside clients of an
+/// internally Local one, only this node's.
+#[inline(always)]
+fn ring(hook: Hook, frontend: Frontend, service: &Service) -> Ring {
+    let external = frontend.flags & frontend_flag::EXTERNAL != 0;
+    // A pod or process of the cluster that asks for a public address is short-circuited to all backends.
+    let local = if external {
+        hook == Hook::Uplink && service.flags & service_flag::EXTERNAL_LOCAL != 0
+    } else {
+        service.flags & service_flag::INTERNAL_LOCAL != 0
+    };
+    if local { service.local } else { service.cluster }
+}
+
+/// Writes both entries of a new flow; the packet's verdict is then that of its entry.
+#[inline(always)]
+pub(crate) fn track<F: Family, T: Tables<F>>(
+    hook: Hook,
+    ifindex: u32,
+    key: &FlowKey<F::Addr>,
+    choice: Choice,
+    tables: &T,
+    now: u32,
+) -> Result<(), Reason> {
+    let Some(config) = tables.config() else { return Err(Reason::Dangling) };
+    let Some(backend) = tables.backend(choice.backend) else { return Err(Reason::Dangling) };
+    if backend.flags & backend_flag::LIVE == 0 {
+        return Err(Reason::Dangling);
+    }
+    let exit = locate(hook, &key.src, &backend, &config, tables)?;
+    let back = way_back(hook, ifindex, &key.src, &config, tables)?;
+    let (src, masquerade) = source::<F>(hook, key, &backend, exit, &config)?;
+    let mut forward = Flow {
+        src,
+        dst: backend.addr,
+        ports: join_ports(split_ports(key.ports).0, backend.port),
+        ifindex: exit.ifindex,
+        mac: exit.mac,
+        exit: exit.kind,
+        state: if masquerade { state::MASQUERADE } else { 0 },
+        seen: now,
+        service: choice.service,
+        backend: choice.backend,
+    };
+    let reply = reply_entry(key, &forward, back);
+    let hash = flow_hash(key, config.seed);
+    if !claim_reply(key, &mut forward, &reply, hash, &config, tables, now) {
+        return Err(Reason::NoPort);
+    }
+    if !tables.put(key, &forward) {
+        return Err(Reason::FlowTable);
+    }
+    tables.picked(choice.service, choice.backend);
+    Ok(())
+}
+
+/// Adds the entry of the way back, with another source port where the plain one is taken.
+#[inline(always)]
+fn claim_reply<F: Family, T: Tables<F>>(
+    key: &FlowKey<F::Addr>,
+    forward: &mut Flow<F::Addr>,
+    reply: &Flow<F::Addr>,
+    hash: u32,
+    config: &Config,
+    tables: &T,
+    now: u32,
+) -> bool {
+    let backend_port = split_ports(forward.ports).1;
+    // What leaves with an address of the node may only use the range set aside for it: other ports are the
+    // host's own. Everybody else keeps its port if it can.
+    let own_port = forward.state & state::MASQUERADE == 0 || forward.src != config_address::<F>(config);
+    let mut attempt = 0;
+    while attempt < PORT_TRIES {
+        if !(own_port && attempt == 0) {
+            let offset = scale(finish(mix(hash, attempt)), u32::from(config.masquerade_count));
+            let port = config.masquerade_first.wrapping_add(offset as u16);
+            forward.ports = join_ports(port.to_be(), backend_port);
+        }
+        let back = peer_key(forward, key.proto);
+        if tables.claim(&back, reply) || may_replace(&back, reply, tables, now) {
+            return true;
+        }
+        attempt += 1;
+    }
+    false
+}
+
+#[inline(always)]
+fn config_address<F: Family>(config: &Config) -> F::Addr {
+    match F::node_address(config) {
+        Some(address) => address,
+        None => F::Addr::UNSPECIFIED,
+    }
+}
+
+/// Replaces an entry that is in the way, if it is of the same conversation or of one that is over.
+#[inline(always)]
+fn may_replace<F: Family, T: Tables<F>>(
+    back: &FlowKey<F::Addr>,
+    reply: &Flow<F::Addr>,
+    tables: &T,
+    now: u32,
+) -> bool {
+    let Some((taken, _)) = tables.flow(back) else { return tables.put(back, reply) };
+    let same = taken.src == reply.src && taken.dst == reply.dst && taken.ports == reply.ports;
+    if !same && !is_closed(taken.state) && !is_expired(back.proto, &taken, now) {
+        return false;
+    }
+    tables.put(back, reply)
+}
+
+/// The entry for the way back: from the backend's address to what the client asked for.
+#[inline(always)]
+fn reply_entry<A: Copy>(key: &FlowKey<A>, forward: &Flow<A>, back: Exit) -> Flow<A> {
+    Flow {
+        src: key.dst,
+        dst: key.src,
+        ports: swap_ports(key.ports),
+        ifindex: back.ifindex,
+        mac: back.mac,
+        exit: back.kind,
+        state: forward.state | state::REPLY,
+        seen: forward.seen,
+        service: forward.service,
+        backend: forward.backend,
+    }
+}
+
+/// Writes the entry of the way back anew, if it was evicted under a flow that is alive.
+#[inline(always)]
+pub(crate) fn restore_reply<F: Family, T: Tables<F>>(
+    hook: Hook,
+    ifindex: u32,
+    packet: &Packet<F>,
+    flow: &Flow<F::Addr>,
+    tables: &T,
+) {
+    let Some(config) = tables.config() else { return };
+    if let Ok(back) = way_back(hook, ifindex, &packet.key.src, &config, tables) {
+        // A key taken by another flow meanwhile stays with that one.
+        let _ = tables.claim(&peer_key(flow, packet.key.proto), &reply_entry(&packet.key, flow, back));
+    }
+}
+
+/// The address a backend shall see as its client, and whether that is another than the client's own.
+#[inline(always)]
+fn source<F: Family>(
+    hook: Hook,
+    key: &FlowKey<F::Addr>,
+    backend: &Backend<F::Addr>,
+    exit: Exit,
+    config: &Config,
+) -> Result<(F::Addr, bool), Reason> {
+    // A host drops what claims to come from itself, so a pod that reaches itself needs another source.
+    if backend.addr == key.src && hook == Hook::Pod {
+        return Ok((F::hairpin_address(), true));
+    }
+    // The backend's node would answer an outside client directly, with an address the client never asked.
+    if hook == Hook::Uplink && exit.kind == portolan_abi::exit::UPLINK {
+        return match F::node_address(config) {
+            Some(address) => Ok((address, true)),
+            None => Err(Reason::NoNodeAddress),
+        };
+    }
+    Ok((key.src, false))
+}
+
+/// How to reach a backend.
+#[inline(always)]
+fn locate<F: Family, T: Tables<F>>(
+    hook: Hook,
+    src: &F::Addr,
+    backend: &Backend<F::Addr>,
+    config: &Config,
+    tables: &T,
+) -> Result<Exit, Reason> {
+    if backend.flags & backend_flag::HOST != 0 {
+        return Ok(if hook.is_host() { Exit::host(config.service_ifindex) } else { Exit::STACK });
+    }
+    if let Some(endpoint) = tables.endpoint(&backend.addr) {
+        return Ok(Exit::pod(&endpoint));
+    }
+    match tables.route(src, &backend.addr) {
+        Some(ifindex) => Ok(Exit::uplink(ifindex)),
+        None => Err(Reason::NoRoute),
+    }
+}
+
+/// How to reach who sent the packet.
+#[inline(always)]
+pub(crate) fn way_back<F: Family, T: Tables<F>>(
+    hook: Hook,
+    ifindex: u32,
+    src: &F::Addr,
+    config: &Config,
+    tables: &T,
+) -> Result<Exit, Reason> {
+    match hook {
+        Hook::Pod => match tables.endpoint(src) {
+            Some(endpoint) => Ok(Exit::pod(&endpoint)),
+            None => Err(Reason::Dangling),
+        },
+        Hook::Uplink => Ok(Exit::uplink(ifindex)),
+        _ => Ok(Exit::host(config.service_ifindex)),
+    }
+}
+
+/// Tells the sender at once that nobody will answer.
+#[inline(always)]
+pub(crate) fn reject<F: Family, T: Tables<F>>(
+    hook: Hook,
+    ifindex: u32,
+    packet: &Packet<F>,
+    config: &Config,
+    tables: &T,
+    reason: Reason,
+) -> Verdict<F> {
+    if !may_answer(packet) {
+        return Verdict::Drop(reason);
+    }
+    match way_back(hook, ifindex, &packet.key.src, config, tables) {
+        Ok(back) => Verdict::Reject(back, reason),
+        Err(lost) => Verdict::Drop(lost),
+    }
+}
+
+/// The verdict of a flow entry on a packet of the flow.
+#[inline(always)]
+pub(crate) fn forwarded<F: Family>(packet: &Packet<F>, flow: &Flow<F::Addr>) -> Verdict<F> {
+    let exit = Exit::of_flow(flow);
+    let routed = exit.kind == portolan_abi::exit::UPLINK;
+    if routed && packet.ttl <= 1 {
+        return Verdict::Drop(Reason::Ttl);
+    }
+    let ttl = if routed { packet.ttl - 1 } else { packet.ttl };
+    Verdict::Forward(Rewrite { src: flow.src, dst: flow.dst, ports: flow.ports, ttl }, exit)
+}

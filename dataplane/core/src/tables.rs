@@ -1,0 +1,37 @@
+//! The node's state as decisions see it.
+
+use portolan_abi::{Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service};
+
+use crate::Family;
+
+/// Tables of one address family. Look-ups return copies: an entry may change while a packet is decided.
+pub trait Tables<F: Family> {
+    /// Names an entry of the flow table for [`update`](Self::update).
+    type Entry: Copy;
+
+    /// What the node is.
+    fn config(&self) -> Option<Config>;
+    /// A frontend, or an address mark.
+    fn frontend(&self, key: &FrontendKey<F::Addr>) -> Option<Frontend>;
+    /// A service.
+    fn service(&self, index: u32) -> Option<Service>;
+    /// The backend index in a slot of the slab.
+    fn slot(&self, slot: u32) -> Option<u32>;
+    /// A backend.
+    fn backend(&self, index: u32) -> Option<Backend<F::Addr>>;
+    /// A pod of this node.
+    fn endpoint(&self, addr: &F::Addr) -> Option<Endpoint>;
+    /// The interface that packets from `src` to `dst` leave by; `None` without a route.
+    fn route(&self, src: &F::Addr, dst: &F::Addr) -> Option<u32>;
+
+    /// A flow.
+    fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Flow<F::Addr>, Self::Entry)>;
+    /// Changes state and time of a flow entry.
+    fn update(&self, entry: Self::Entry, state: u8, seen: u32);
+    /// Adds a flow unless the key is taken; whether it was added.
+    fn claim(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool;
+    /// Adds or replaces a flow; whether the table took it.
+    fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool;
+    /// Counts a flow opened for a service and its backend.
+    fn picked(&self, service: u32, backend: u32);
+}
