@@ -1,0 +1,99 @@
+//! Definitions of all tables. Sizes are defaults: the loader may set others.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use portolan_abi::{
+    Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service, SlabLine, Words, counter,
+};
+use portolan_core::{Family, V4, V6};
+
+/// `BPF_F_MMAPABLE`: user space publishes by plain stores.
+const MMAPABLE: usize = 1 << 10;
+
+/// Number of services, one for each port and family.
+const SERVICES: usize = 1 << 17;
+/// Lines of 16 slots of the slab.
+const SLAB_LINES: usize = 1 << 16;
+/// Number of backends of one family.
+const BACKENDS: usize = 1 << 19;
+/// Number of frontends and address marks of one family.
+const FRONTENDS: usize = 1 << 18;
+/// Number of pods of this node: far above the 110 that a kubelet allows by default.
+const ENDPOINTS: usize = 1 << 12;
+/// Entries of flows of one family, two for each flow.
+const FLOWS: usize = 1 << 18;
+
+/// What the node is: one record.
+#[btf_map]
+pub static CONFIG: Array<Config, 1, MMAPABLE> = Array::new();
+/// Packets by outcome.
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { counter::CAPACITY as usize }> = PerCpuArray::new();
+/// Services by index.
+#[btf_map]
+pub static SERVICES_ALL: Array<Service, SERVICES, MMAPABLE> = Array::new();
+/// Rings of backend indexes.
+#[btf_map]
+pub static SLAB: Array<SlabLine, SLAB_LINES, MMAPABLE> = Array::new();
+
+/// The tables that exist once for each family.
+pub trait Kernel: Family {
+    /// Frontends and address marks.
+    fn frontends() -> &'static HashMap<FrontendKey<Self::Addr>, Frontend, FRONTENDS>;
+    /// Backends by index.
+    fn backends() -> &'static Array<Backend<Self::Addr>, BACKENDS, MMAPABLE>;
+    /// Pods of this node by address.
+    fn endpoints() -> &'static HashMap<Self::Addr, Endpoint, ENDPOINTS>;
+    /// Flows.
+    fn flows() -> &'static LruHashMap<FlowKey<Self::Addr>, Flow<Self::Addr>, FLOWS>;
+}
+
+/// Defines one family's tables.
+macro_rules! kernel {
+    ($family:ty, $addr:ty, $frontends:ident, $backends:ident, $endpoints:ident, $flows:ident) => {
+        #[btf_map]
+        static $frontends: HashMap<FrontendKey<$addr>, Frontend, FRONTENDS> = HashMap::new();
+        #[btf_map]
+        static $backends: Array<Backend<$addr>, BACKENDS, MMAPABLE> = Array::new();
+        #[btf_map]
+        static $endpoints: HashMap<$addr, Endpoint, ENDPOINTS> = HashMap::new();
+        #[btf_map]
+        static $flows: LruHashMap<FlowKey<$addr>, Flow<$addr>, FLOWS> = LruHashMap::new();
+
+        impl Kernel for $family {
+            #[inline(always)]
+            fn frontends() -> &'static HashMap<FrontendKey<$addr>, Frontend, FRONTENDS> {
+                &$frontends
+            }
+
+            #[inline(always)]
+            fn backends() -> &'static Array<Backend<$addr>, BACKENDS, MMAPABLE> {
+                &$backends
+            }
+
+            #[inline(always)]
+            fn endpoints() -> &'static HashMap<$addr, Endpoint, ENDPOINTS> {
+                &$endpoints
+            }
+
+            #[inline(always)]
+            fn flows() -> &'static LruHashMap<FlowKey<$addr>, Flow<$addr>, FLOWS> {
+                &$flows
+            }
+        }
+    };
+}
+
+kernel!(V4, Words<1>, FRONTENDS_V4, BACKENDS_V4, ENDPOINTS_V4, FLOWS_V4);
+kernel!(V6, Words<4>, FRONTENDS_V6, BACKENDS_V6, ENDPOINTS_V6, FLOWS_V6);
+
+/// Counts a packet. An index beyond the array counts nothing.
+#[inline(always)]
+pub fn count(outcome: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(outcome) {
+        // SAFETY: the array is per CPU, and a classifier is not interrupted by another one on its CPU.
+        unsafe { *counter += 1 }
+    }
+}

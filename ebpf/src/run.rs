@@ -1,0 +1,210 @@
+//! From a hook to a verdict: which family, the short way first, then the whole decision.
+//!
+//! The functions that are not inlined each have a stack frame of their own: both families and all steps
+//! together would not fit into 512 bytes. Only integers and the context cross them.
+
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_skb_pull_data};
+use aya_ebpf::programs::TcContext;
+use portolan_abi::counter;
+use portolan_core::{
+    Choice, Family, Hook, New, Reason, Short, V4, V6, Verdict, decide_error, decide_known, decide_new,
+    decide_other, established,
+};
+
+use crate::apply::{self, Done};
+use crate::frame::Linear;
+use crate::maps;
+use crate::tables::{Maps, Route};
+
+/// EtherTypes in the byte order of the context.
+const IPV4: u32 = V4::ETHERTYPE.to_be() as u32;
+const IPV6: u32 = V6::ETHERTYPE.to_be() as u32;
+
+/// Decides on a packet, carries it out and counts it.
+#[inline(always)]
+pub fn classify(ctx: &TcContext, hook: Hook) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is valid for the whole run.
+    let protocol = unsafe { (*skb).protocol };
+    let done = Done(match protocol {
+        IPV4 => v4::steps(skb, hook),
+        IPV6 => v6::steps(skb, hook),
+        _ if hook == Hook::Pod => Done::new(Reason::NotIp as u32, TC_ACT_SHOT).0,
+        _ => Done::new(counter::PASSED, TC_ACT_UNSPEC).0,
+    });
+    maps::count(done.outcome());
+    done.action()
+}
+
+/// One family's functions, each with a stack frame of its own.
+macro_rules! family {
+    ($name:ident, $family:ty) => {
+        mod $name {
+            use super::*;
+
+            /// The short way, then the long one, each step only where the one before has not decided.
+            #[inline(always)]
+            pub fn steps(skb: *mut __sk_buff, hook: Hook) -> u64 {
+                let mut done = short(skb, hook);
+                if done == Done::NEWS {
+                    done = known(skb, hook);
+                }
+                if done == Done::UNKNOWN {
+                    done = new(skb, hook);
+                    if let Some(choice) = Done(done).choice() {
+                        done = open(skb, hook, choice.service, choice.backend);
+                    }
+                    if done == Done::NEWS {
+                        done = known(skb, hook);
+                    }
+                }
+                if done == Done::UNKNOWN {
+                    done = error(skb, hook);
+                }
+                if done == Done::UNKNOWN {
+                    done = other(skb, hook);
+                }
+                if Done(done).is_refusal() {
+                    done = Done::new(Done(done).outcome(), refuse(skb, hook)).0;
+                }
+                done
+            }
+
+            #[inline(never)]
+            fn short(skb: *mut __sk_buff, hook: Hook) -> u64 {
+                super::short::<$family>(skb, hook)
+            }
+
+            #[inline(never)]
+            fn known(skb: *mut __sk_buff, hook: Hook) -> u64 {
+                super::known::<$family>(skb, hook)
+            }
+
+            #[inline(never)]
+            fn new(skb: *mut __sk_buff, hook: Hook) -> u64 {
+                super::new::<$family>(skb, hook)
+            }
+
+            #[inline(never)]
+            fn open(skb: *mut __sk_buff, hook: Hook, service: u32, backend: u32) -> u64 {
+                super::open::<$family>(skb, hook, Choice { service, backend })
+            }
+
+            #[inline(never)]
+            fn error(skb: *mut __sk_buff, hook: Hook) -> u64 {
+                super::error::<$family>(skb, hook)
+            }
+
+            #[inline(never)]
+            fn other(skb: *mut __sk_buff, hook: Hook) -> u64 {
+                super::other::<$family>(skb, hook)
+            }
+
+            #[inline(never)]
+            fn refuse(skb: *mut __sk_buff, hook: Hook) -> i32 {
+                apply::refuse::<$family>(skb, hook, ifindex(skb))
+            }
+        }
+    };
+}
+
+family!(v4, V4);
+family!(v6, V6);
+
+/// An established flow that has nothing new to tell.
+#[inline(always)]
+fn short<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+    let frame = Linear::new(skb);
+    match established::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb), now()) {
+        Short::Verdict(packet, Verdict::Forward(rewrite, exit)) => {
+            apply::forward::<F>(skb, hook, &packet, &rewrite, exit).0
+        }
+        Short::News => Done::NEWS,
+        _ => Done::UNKNOWN,
+    }
+}
+
+/// TCP and UDP of a flow in the table.
+#[inline(always)]
+fn known<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+    let frame = Linear::new(skb);
+    match decide_known::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb), now()) {
+        Some((packet, Verdict::Forward(rewrite, exit))) => {
+            apply::forward::<F>(skb, hook, &packet, &rewrite, exit).0
+        }
+        Some((_, verdict)) => apply::untouched(skb, hook, verdict).0,
+        None => Done::UNKNOWN,
+    }
+}
+
+/// TCP and UDP of no flow.
+#[inline(always)]
+fn new<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+    pull::<F>(skb);
+    let frame = Linear::new(skb);
+    match decide_new::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb)) {
+        New::Verdict(verdict) => apply::untouched(skb, hook, verdict).0,
+        New::Open(choice) => Done::open(choice).0,
+        New::Other => Done::UNKNOWN,
+    }
+}
+
+/// A new flow to a chosen backend. Its packet is then left to [`known`], which finds the entries just written:
+/// this function's stack is full with making them.
+#[inline(always)]
+fn open<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: Choice) -> u64 {
+    let frame = Linear::new(skb);
+    match portolan_core::open::<F, _, _>(hook, ifindex(skb), &frame, choice, &Maps::new(skb), now()) {
+        Ok(()) => Done::NEWS,
+        Err(reason) => Done::new(reason as u32, TC_ACT_SHOT).0,
+    }
+}
+
+/// ICMP errors about flows.
+#[inline(always)]
+fn error<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+    let frame = Linear::new(skb);
+    match decide_error::<F, _, _>(&frame, &Maps::new(skb)) {
+        Some(Verdict::ForwardError(translation, exit)) => apply::error::<F>(skb, hook, &translation, exit).0,
+        Some(verdict) => apply::untouched(skb, hook, verdict).0,
+        None => Done::UNKNOWN,
+    }
+}
+
+/// All else.
+#[inline(always)]
+fn other<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+    let frame = Linear::new(skb);
+    match decide_other::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb)) {
+        Verdict::AnswerEcho(exit) => apply::echo::<F>(skb, hook, exit).0,
+        verdict => apply::untouched(skb, hook, verdict).0,
+    }
+}
+
+/// Makes the headers linear, up to those an ICMP error quotes. Failure shows as a truncated packet.
+#[inline(always)]
+fn pull<F: Family>(skb: *mut __sk_buff) {
+    let need = (14 + 2 * (F::HEADER_LEN + 8)) as u32;
+    // SAFETY: the context is valid for the whole run.
+    unsafe {
+        let linear = (*skb).data_end - (*skb).data;
+        let len = (*skb).len;
+        if linear < need && linear < len {
+            bpf_skb_pull_data(skb, if len < need { len } else { need });
+        }
+    }
+}
+
+#[inline(always)]
+fn ifindex(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the context is valid for the whole run.
+    unsafe { (*skb).ifindex }
+}
+
+/// Time in ticks of 2^30 ns: a shift instead of a division. The coarse clock costs a tenth of the exact one.
+#[inline(always)]
+fn now() -> u32 {
+    // SAFETY: the helper has no precondition.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> 30) as u32
+}

@@ -1,0 +1,178 @@
+//! [`Tables`] on the kernel's maps and helpers.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::ptr::read_volatile;
+
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
+use aya_ebpf::helpers::generated::bpf_fib_lookup;
+use portolan_abi::{
+    Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ring, SLAB_LINE, Service,
+};
+use portolan_core::{Tables, V4, V6};
+
+use crate::maps::{CONFIG, Kernel, SERVICES_ALL, SLAB};
+
+/// `BPF_NOEXIST`.
+const NO_EXIST: u64 = 1;
+/// Address families as the route look-up names them.
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// `BPF_FIB_LKUP_RET_SUCCESS` and `…_NO_NEIGH`: both name the interface.
+const FIB_SUCCESS: i64 = 0;
+const FIB_NO_NEIGH: i64 = 7;
+
+/// The maps, seen from one packet.
+#[derive(Clone, Copy)]
+pub struct Maps {
+    skb: *mut __sk_buff,
+}
+
+impl Maps {
+    /// For the packet of a classifier's context.
+    #[inline(always)]
+    pub fn new(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+}
+
+/// A route look-up for one family.
+pub trait Route: Kernel {
+    /// Fills the addresses into the kernel's parameters.
+    fn fill(params: &mut FibLookup, src: &Self::Addr, dst: &Self::Addr);
+}
+
+impl Route for V4 {
+    #[inline(always)]
+    fn fill(params: &mut FibLookup, src: &Self::Addr, dst: &Self::Addr) {
+        params.family = AF_INET;
+        params.__bindgen_anon_3.ipv4_src = src.0[0];
+        params.__bindgen_anon_4.ipv4_dst = dst.0[0];
+    }
+}
+
+impl Route for V6 {
+    #[inline(always)]
+    fn fill(params: &mut FibLookup, src: &Self::Addr, dst: &Self::Addr) {
+        params.family = AF_INET6;
+        params.__bindgen_anon_3.ipv6_src = src.0;
+        params.__bindgen_anon_4.ipv6_dst = dst.0;
+    }
+}
+
+impl<F: Route> Tables<F> for Maps {
+    type Entry = *mut Flow<F::Addr>;
+
+    #[inline(always)]
+    fn config(&self) -> Option<Config> {
+        // SAFETY: the record lives as long as the map; words are read whole.
+        CONFIG.get_ptr(0).map(|config| unsafe { *config })
+    }
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey<F::Addr>) -> Option<Frontend> {
+        // SAFETY: the value is copied at once; an entry that is replaced meanwhile stays readable until RCU's
+        // grace period is over.
+        F::frontends().get_ptr(key).map(|value| unsafe { *value })
+    }
+
+    #[inline(always)]
+    fn service(&self, index: u32) -> Option<Service> {
+        let place = SERVICES_ALL.get_ptr(index)?;
+        // SAFETY: array elements live as long as the map. A ring is published by one 64-bit store, so it must be
+        // read by one load, which only a volatile read guarantees here.
+        unsafe {
+            Some(Service {
+                cluster: Ring(read_volatile(&raw const (*place).cluster.0)),
+                local: Ring(read_volatile(&raw const (*place).local.0)),
+                picked: 0,
+                flags: (*place).flags,
+                affinity: (*place).affinity,
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn slot(&self, slot: u32) -> Option<u32> {
+        let line = SLAB.get_ptr(slot / SLAB_LINE as u32)?;
+        // SAFETY: the remainder is below the length of the line.
+        Some(unsafe { (*line)[slot as usize % SLAB_LINE] })
+    }
+
+    #[inline(always)]
+    fn backend(&self, index: u32) -> Option<Backend<F::Addr>> {
+        let place = F::backends().get_ptr(index)?;
+        // SAFETY: array elements live as long as the map. A record is written only while no ring names it. Field by
+        // field, because a copy of the whole goes through the stack.
+        unsafe {
+            Some(Backend { picked: 0, addr: (*place).addr, port: (*place).port, flags: (*place).flags })
+        }
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, addr: &F::Addr) -> Option<Endpoint> {
+        // SAFETY: as in `frontend`.
+        F::endpoints().get_ptr(addr).map(|endpoint| unsafe { *endpoint })
+    }
+
+    #[inline(always)]
+    fn route(&self, src: &F::Addr, dst: &F::Addr) -> Option<u32> {
+        // Built from words: a zeroed struct would become a loop of byte stores.
+        let mut words = [0u64; size_of::<FibLookup>() / 8];
+        let params = (&raw mut words).cast::<FibLookup>();
+        // SAFETY: the words have the size of the parameters and at least their alignment, and zero is valid for
+        // every field; the context is the program's own.
+        let status = unsafe {
+            (*params).ifindex = (*self.skb).ifindex;
+            F::fill(&mut *params, src, dst);
+            bpf_fib_lookup(self.skb.cast(), params, size_of::<FibLookup>() as i32, 0)
+        };
+        if status != FIB_SUCCESS && status != FIB_NO_NEIGH {
+            return None;
+        }
+        // SAFETY: as above.
+        Some(unsafe { (*params).ifindex })
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Flow<F::Addr>, Self::Entry)> {
+        let entry = F::flows().get_ptr_mut(key)?;
+        // SAFETY: elements of a preallocated table stay readable; one that is recycled while it is copied makes
+        // one packet go astray, as its eviction would.
+        Some((unsafe { *entry }, entry))
+    }
+
+    #[inline(always)]
+    fn update(&self, entry: Self::Entry, state: u8, seen: u32) {
+        // SAFETY: as in `flow`. Single stores; the last writer wins.
+        unsafe {
+            (*entry).state = state;
+            (*entry).seen = seen;
+        }
+    }
+
+    #[inline(always)]
+    fn claim(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
+        F::flows().insert(key, flow, NO_EXIST).is_ok()
+    }
+
+    #[inline(always)]
+    fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
+        F::flows().insert(key, flow, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn picked(&self, service: u32, backend: u32) {
+        if let Some(place) = SERVICES_ALL.get_ptr_mut(service) {
+            add_one(unsafe { &raw mut (*place).picked });
+        }
+        if let Some(place) = F::backends().get_ptr_mut(backend) {
+            add_one(unsafe { &raw mut (*place).picked });
+        }
+    }
+}
+
+#[inline(always)]
+fn add_one(counter: *mut u64) {
+    // SAFETY: the counter is an aligned word of an array element, which lives as long as the map.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+}
