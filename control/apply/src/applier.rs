@@ -1,0 +1,503 @@
+//! The one writer of the service tables.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use portolan_abi::{Config, Ring, Service, service_flag};
+use portolan_core::{V4, V6};
+use portolan_model::{Family, Protocol, ServiceKey};
+use portolan_node::grace::{self, Resting};
+use portolan_node::maps::Set;
+use portolan_node::{MapError, Tables};
+use portolan_plan::{BackendAddr, ServicePlan, ServicePort};
+
+use crate::family::FamilyState;
+use crate::index::IndexPool;
+use crate::rings::Rings;
+
+/// The tables could not be brought to the desired state.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A table could not be read or written. What was not written is written with the next change.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The kernel refused to wait for a grace period.
+    #[error("waiting for a grace period before indexes are used again: {0}")]
+    Grace(#[source] std::io::Error),
+}
+
+/// A service that does not fit. What it had before stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The service.
+    pub service: ServiceKey,
+    /// Which table is full, and what to do.
+    pub reason: String,
+}
+
+/// What a run did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Services brought to their desired state.
+    pub applied: usize,
+    /// Services that do not fit.
+    pub refused: Vec<Refused>,
+}
+
+/// How full the tables are: in use or at rest, and all there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Services: ports × families.
+    pub services: (u32, u32),
+    /// Slots of all rings.
+    pub slots: (u32, u32),
+    /// IPv4 frontends and marks.
+    pub frontends_v4: (u32, u32),
+    /// IPv6 frontends and marks.
+    pub frontends_v6: (u32, u32),
+    /// IPv4 backends.
+    pub backends_v4: (u32, u32),
+    /// IPv6 backends.
+    pub backends_v6: (u32, u32),
+}
+
+/// One port of an installed service, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortState {
+    /// Index of the service in the kernel.
+    pub index: u32,
+    /// Flows opened since it got its index.
+    pub picked: u64,
+    /// Index of each backend of the Cluster set, in its order, and the flows opened to it.
+    pub backends: Vec<(u32, u64)>,
+}
+
+type Map<K, V> = HashMap<K, V, RandomState>;
+
+/// An installed service.
+#[derive(Debug)]
+pub(crate) struct Installed {
+    pub(crate) plan: Arc<ServicePlan>,
+    /// One for each port of the plan.
+    pub(crate) slots: Vec<Slot>,
+}
+
+/// What one port occupies.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slot {
+    pub(crate) index: u32,
+    cluster: Ring,
+    local: Ring,
+}
+
+/// Things at rest that are not worth a grace period yet.
+const RESTING_LIMIT: usize = 1 << 14;
+
+/// What waits for a grace period.
+#[derive(Debug, Clone, Copy)]
+enum Retired {
+    Service(u32),
+    Ring(Ring),
+    BackendV4(u32),
+    BackendV6(u32),
+}
+
+/// Writes services into the kernel's tables, and remembers what it wrote.
+pub struct Applier {
+    pub(crate) tables: Tables,
+    pub(crate) rings: Rings,
+    pub(crate) indexes: IndexPool,
+    pub(crate) v4: FamilyState<V4>,
+    pub(crate) v6: FamilyState<V6>,
+    pub(crate) installed: Map<ServiceKey, Installed>,
+    /// Services found in the kernel at start that no desired service has claimed yet.
+    pub(crate) orphans: HashSet<u32, RandomState>,
+    resting: Resting<Retired>,
+    /// UDP services whose flows may point to a backend they no longer have.
+    pub(crate) stale: HashSet<u32, RandomState>,
+}
+
+impl Applier {
+    /// Takes the tables over as they are: what another agent wrote is kept until [`sweep`](Self::sweep).
+    ///
+    /// # Errors
+    /// A table cannot be read.
+    pub fn open(tables: Tables) -> Result<Self, ApplyError> {
+        let mut applier = Self {
+            rings: Rings::new(tables.slab.len()),
+            indexes: IndexPool::new(tables.services.len()),
+            v4: FamilyState::new(&tables.v4),
+            v6: FamilyState::new(&tables.v6),
+            installed: Map::default(),
+            orphans: HashSet::default(),
+            resting: Resting::default(),
+            stale: HashSet::default(),
+            tables,
+        };
+        applier.adopt()?;
+        Ok(applier)
+    }
+
+    /// The tables. Services are written by this type only.
+    #[must_use]
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Says what the node is.
+    ///
+    /// # Errors
+    /// A table cannot be written.
+    pub fn set_node(&mut self, config: Config, addresses: &[IpAddr]) -> Result<(), ApplyError> {
+        self.tables.config.write(0, config);
+        self.v4.set_nodes(addresses);
+        self.v6.set_nodes(addresses);
+        self.v4.refresh_flags(&mut self.tables.v4);
+        self.v6.refresh_flags(&mut self.tables.v6);
+        self.flush()
+    }
+
+    /// Brings services to their plans; `None` removes one.
+    ///
+    /// # Errors
+    /// A table cannot be written; what is missing is written with the next change.
+    pub fn apply(
+        &mut self,
+        changes: &[(ServiceKey, Option<Arc<ServicePlan>>)],
+    ) -> Result<Outcome, ApplyError> {
+        let mut outcome = Outcome::default();
+        for (service, plan) in changes {
+            match self.change(service, plan.as_ref()) {
+                Ok(()) => outcome.applied += 1,
+                Err(reason) => {
+                    tracing::warn!(%service, %reason, "service refused");
+                    outcome.refused.push(Refused { service: service.clone(), reason });
+                }
+            }
+        }
+        self.flush()?;
+        // Resting things are few and cost nothing; a change should not wait for them.
+        if self.resting.len() > RESTING_LIMIT {
+            self.settle()?;
+        }
+        Ok(outcome)
+    }
+
+    /// Writes everything that waits to be written.
+    fn flush(&mut self) -> Result<(), ApplyError> {
+        self.v4.flush(&self.tables.v4)?;
+        self.v6.flush(&self.tables.v6)?;
+        Ok(())
+    }
+
+    /// Waits for a grace period, then makes what rests available again. Between changes, not within them.
+    ///
+    /// # Errors
+    /// The kernel refuses to wait.
+    pub fn settle(&mut self) -> Result<(), ApplyError> {
+        if self.resting.is_empty() {
+            return Ok(());
+        }
+        grace::period().map_err(ApplyError::Grace)?;
+        for retired in self.resting.take() {
+            match retired {
+                Retired::Service(index) => {
+                    self.tables.services.write(index, Service::default());
+                    self.indexes.give(index);
+                }
+                Retired::Ring(ring) => self.rings.recycle(ring),
+                Retired::BackendV4(index) => self.v4.recycle(index, &mut self.tables.v4),
+                Retired::BackendV6(index) => self.v6.recycle(index, &mut self.tables.v6),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what was found at start and is not desired. After the first complete [`apply`](Self::apply).
+    ///
+    /// # Errors
+    /// A table cannot be written.
+    pub fn sweep(&mut self) -> Result<(), ApplyError> {
+        let (mut v4, mut v6) = (HashSet::default(), HashSet::default());
+        for installed in self.installed.values() {
+            for port in &installed.plan.ports {
+                match port.name.family {
+                    Family::V4 => v4.extend(FamilyState::<V4>::keys(port).map(|(key, _)| key)),
+                    Family::V6 => v6.extend(FamilyState::<V6>::keys(port).map(|(key, _)| key)),
+                }
+            }
+        }
+        self.v4.retain(&v4);
+        self.v6.retain(&v6);
+        self.flush()?;
+        for index in std::mem::take(&mut self.orphans) {
+            self.resting.add(Retired::Service(index));
+            self.stale.insert(index);
+        }
+        for ring in self.rings.unused() {
+            self.resting.add(Retired::Ring(ring));
+        }
+        for index in self.v4.unused() {
+            self.resting.add(Retired::BackendV4(index));
+        }
+        for index in self.v6.unused() {
+            self.resting.add(Retired::BackendV6(index));
+        }
+        self.settle()
+    }
+
+    /// How full the tables are.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let backends = |used, all| (used, all);
+        Usage {
+            services: (self.indexes.used(), self.tables.services.len()),
+            slots: self.rings.usage(),
+            frontends_v4: self.v4.usage(),
+            frontends_v6: self.v6.usage(),
+            backends_v4: backends(self.v4.indexes.used(), self.tables.v4.backends.len()),
+            backends_v6: backends(self.v6.indexes.used(), self.tables.v6.backends.len()),
+        }
+    }
+
+    /// Everything installed, with its counters.
+    pub fn services(&self) -> impl Iterator<Item = (&ServiceKey, &ServicePlan, Vec<PortState>)> {
+        self.installed.iter().map(|(key, installed)| {
+            let states = installed.plan.ports.iter().zip(&installed.slots);
+            (key, &*installed.plan, states.map(|(port, slot)| self.state(port, slot)).collect())
+        })
+    }
+
+    fn state(&self, port: &ServicePort, slot: &Slot) -> PortState {
+        let picked = |index: u32| match port.name.family {
+            Family::V4 => self.tables.v4.backends.read(index).picked,
+            Family::V6 => self.tables.v6.backends.read(index).picked,
+        };
+        let ring = self.tables.slab.slice(slot.cluster.offset(), slot.cluster.len());
+        PortState {
+            index: slot.index,
+            picked: self.tables.services.read(slot.index).picked,
+            backends: ring.into_iter().map(|index| (index, picked(index))).collect(),
+        }
+    }
+
+    /// Brings one service to its plan; the frontends are written by the next flush. An error says what is full.
+    fn change(&mut self, service: &ServiceKey, plan: Option<&Arc<ServicePlan>>) -> Result<(), String> {
+        let old = self.installed.remove(service);
+        let new = match plan.map(|plan| self.prepare_all(old.as_ref(), plan)) {
+            Some(Err(full)) => {
+                self.installed.extend(old.map(|old| (service.clone(), old)));
+                return Err(full.to_string());
+            }
+            Some(Ok(new)) => new,
+            None => Vec::new(),
+        };
+        // Only in memory: nothing shows before the flush, which compares with what the new plan claims.
+        for (port, slot) in old.iter().flat_map(Installed::ports) {
+            self.unclaim(port, slot.index);
+        }
+        let slots: Vec<Slot> = new.iter().map(|(slot, _)| *slot).collect();
+        if let Some(plan) = plan {
+            for ((slot, fresh), port) in new.iter().zip(&plan.ports) {
+                self.publish(port, *slot, *fresh);
+            }
+        }
+        for (port, slot) in old.iter().flat_map(Installed::ports) {
+            self.retire(port, slot, &slots);
+        }
+        if let Some(plan) = plan {
+            self.installed.insert(service.clone(), Installed { plan: Arc::clone(plan), slots });
+        }
+        Ok(())
+    }
+
+    /// Makes all that a plan needs, each port's slot with whether its index is new; on failure nothing of it is
+    /// left. Nothing is published yet.
+    fn prepare_all(
+        &mut self,
+        old: Option<&Installed>,
+        plan: &Arc<ServicePlan>,
+    ) -> Result<Vec<(Slot, bool)>, Full> {
+        let frontends = |family| -> usize {
+            plan.ports.iter().filter(|port| port.name.family == family).map(|port| port.frontends.len()).sum()
+        };
+        if !self.v4.has_room(frontends(Family::V4)) || !self.v6.has_room(frontends(Family::V6)) {
+            return Err(Full("frontends"));
+        }
+        let mut made: Vec<(Slot, bool)> = Vec::with_capacity(plan.ports.len());
+        for port in &plan.ports {
+            match self.prepare(old, port) {
+                Ok(slot) => made.push(slot),
+                Err(full) => {
+                    for ((slot, fresh), port) in made.into_iter().zip(&plan.ports) {
+                        self.give_up(port, slot, fresh);
+                    }
+                    return Err(full);
+                }
+            }
+        }
+        Ok(made)
+    }
+
+    /// Backends, rings and index of one port; whether the index is new.
+    fn prepare(&mut self, old: Option<&Installed>, port: &ServicePort) -> Result<(Slot, bool), Full> {
+        let cluster = self.ring(port.name.family, &port.cluster)?;
+        let local = match self.ring(port.name.family, &port.local) {
+            Ok(local) => local,
+            Err(full) => {
+                self.let_go(port.name.family, &port.cluster, cluster);
+                return Err(full);
+            }
+        };
+        let known = old.and_then(|old| {
+            let at = old.plan.ports.iter().position(|other| other.name == port.name)?;
+            Some(old.slots[at].index)
+        });
+        if let Some(index) = known.or_else(|| self.orphan(port)) {
+            return Ok((Slot { index, cluster, local }, false));
+        }
+        match self.indexes.take() {
+            Some(index) => Ok((Slot { index, cluster, local }, true)),
+            None => {
+                self.let_go(port.name.family, &port.cluster, cluster);
+                self.let_go(port.name.family, &port.local, local);
+                Err(Full("services"))
+            }
+        }
+    }
+
+    /// The index that one of the port's frontends has in the kernel since before this agent started.
+    fn orphan(&mut self, port: &ServicePort) -> Option<u32> {
+        if self.orphans.is_empty() {
+            return None;
+        }
+        let find = |index: Option<u32>| index.filter(|index| self.orphans.contains(index));
+        let found = match port.name.family {
+            Family::V4 => FamilyState::<V4>::keys(port)
+                .find_map(|(key, _)| find(self.v4.written.get(&key).map(|value| value.service))),
+            Family::V6 => FamilyState::<V6>::keys(port)
+                .find_map(|(key, _)| find(self.v6.written.get(&key).map(|value| value.service))),
+        };
+        found.inspect(|index| {
+            self.orphans.remove(index);
+        })
+    }
+
+    /// A ring of these backends, each of them in use.
+    fn ring(&mut self, family: Family, set: &[BackendAddr]) -> Result<Ring, Full> {
+        let content = match family {
+            Family::V4 => self.v4.acquire(set, &mut self.tables.v4),
+            Family::V6 => self.v6.acquire(set, &mut self.tables.v6),
+        };
+        let content = content.ok_or(Full("backends"))?;
+        match self.rings.acquire(&content, &mut self.tables.slab) {
+            Some(ring) => Ok(ring),
+            None => {
+                self.let_go(family, set, Ring::EMPTY);
+                Err(Full("slots"))
+            }
+        }
+    }
+
+    /// Ends one use of a ring and of its backends; what is unused then rests.
+    fn let_go(&mut self, family: Family, set: &[BackendAddr], ring: Ring) {
+        if let Some(ring) = self.rings.release(ring) {
+            self.resting.add(Retired::Ring(ring));
+        }
+        match family {
+            Family::V4 => {
+                for index in self.v4.release(set) {
+                    self.resting.add(Retired::BackendV4(index));
+                }
+            }
+            Family::V6 => {
+                for index in self.v6.release(set) {
+                    self.resting.add(Retired::BackendV6(index));
+                }
+            }
+        }
+    }
+
+    /// Undoes [`prepare`](Self::prepare).
+    fn give_up(&mut self, port: &ServicePort, slot: Slot, fresh: bool) {
+        self.let_go(port.name.family, &port.cluster, slot.cluster);
+        self.let_go(port.name.family, &port.local, slot.local);
+        if fresh {
+            self.indexes.give(slot.index);
+        }
+    }
+
+    /// Makes a port's sets visible, then claims its frontends.
+    fn publish(&mut self, port: &ServicePort, slot: Slot, fresh: bool) {
+        let mut flags = 0;
+        if port.internal_local {
+            flags |= service_flag::INTERNAL_LOCAL;
+        }
+        if port.external_local {
+            flags |= service_flag::EXTERNAL_LOCAL;
+        }
+        let affinity = port.affinity.unwrap_or(0);
+        let services = &mut self.tables.services;
+        if fresh {
+            let Slot { index, cluster, local } = slot;
+            services.write(index, Service { cluster, local, picked: 0, flags, affinity });
+        } else {
+            services.configure(slot.index, flags, affinity);
+            services.publish(slot.index, Set::Cluster, slot.cluster);
+            services.publish(slot.index, Set::Local, slot.local);
+        }
+        match port.name.family {
+            Family::V4 => {
+                self.v4.claim(port, slot.index);
+                self.v4.count_vips(port, 1);
+            }
+            Family::V6 => {
+                self.v6.claim(port, slot.index);
+                self.v6.count_vips(port, 1);
+            }
+        }
+    }
+
+    /// Takes a port's frontends out.
+    fn unclaim(&mut self, port: &ServicePort, index: u32) {
+        match port.name.family {
+            Family::V4 => {
+                self.v4.disclaim(port, index);
+                self.v4.count_vips(port, -1);
+            }
+            Family::V6 => {
+                self.v6.disclaim(port, index);
+                self.v6.count_vips(port, -1);
+            }
+        }
+    }
+
+    /// Ends an old port's uses of its rings and backends, and of its index unless a new port kept it.
+    fn retire(&mut self, port: &ServicePort, slot: Slot, kept: &[Slot]) {
+        self.let_go(port.name.family, &port.cluster, slot.cluster);
+        self.let_go(port.name.family, &port.local, slot.local);
+        let new = kept.iter().find(|new| new.index == slot.index);
+        if new.is_none() {
+            self.resting.add(Retired::Service(slot.index));
+        }
+        let same_backends = new.is_some_and(|new| new.cluster == slot.cluster && new.local == slot.local);
+        if port.name.protocol == Protocol::Udp && !same_backends {
+            self.stale.insert(slot.index);
+        }
+    }
+}
+
+impl Installed {
+    fn ports(&self) -> impl Iterator<Item = (&ServicePort, Slot)> {
+        self.plan.ports.iter().zip(self.slots.iter().copied())
+    }
+}
+
+/// A table has no room for a whole service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the table of {0} is full: raise its size (`portolan agent --{0}`) and restart the agent with new tables"
+)]
+struct Full(&'static str);

@@ -1,0 +1,291 @@
+//! One family's frontends, marks and backends: what was written, and what is to be.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash as StdHash;
+use std::net::IpAddr;
+
+use foldhash::fast::RandomState;
+use portolan_abi::{Backend, Frontend, FrontendKey, backend_flag, frontend_flag};
+use portolan_core::Address;
+use portolan_core::wire::proto;
+use portolan_model::Protocol;
+use portolan_node::maps::NodeFamily;
+use portolan_node::{FamilyTables, MapError};
+use portolan_plan::{BackendAddr, FrontendAddr, Scope, ServicePort};
+
+use crate::index::IndexPool;
+
+type Map<K, V> = HashMap<K, V, RandomState>;
+
+/// What this family's tables hold, and the changes that wait to be written.
+#[derive(Debug)]
+pub(crate) struct FamilyState<F: NodeFamily> {
+    /// Frontends and marks as the kernel has them, or will after [`flush`](Self::flush).
+    pub(crate) written: Map<FrontendKey<F::Addr>, Frontend>,
+    changed: HashSet<FrontendKey<F::Addr>, RandomState>,
+    capacity: u32,
+    /// Uses of each service address.
+    vips: Map<F::Addr, Vip>,
+    touched: HashSet<F::Addr, RandomState>,
+    nodes: HashSet<F::Addr, RandomState>,
+    pub(crate) backends: Map<(F::Addr, u16), Use>,
+    pub(crate) indexes: IndexPool,
+}
+
+/// How often a service address is used, and by how many ports with a usable backend.
+#[derive(Debug, Default, Clone, Copy)]
+struct Vip {
+    frontends: u32,
+    answering: u32,
+}
+
+/// A backend's index and how many sets it is in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Use {
+    pub(crate) index: u32,
+    pub(crate) uses: u32,
+}
+
+impl<F: NodeFamily> FamilyState<F>
+where
+    F::Addr: StdHash,
+{
+    pub(crate) fn new(tables: &FamilyTables<F>) -> Self {
+        Self {
+            written: Map::default(),
+            changed: HashSet::default(),
+            capacity: tables.frontends.capacity(),
+            vips: Map::default(),
+            touched: HashSet::default(),
+            nodes: HashSet::default(),
+            backends: Map::default(),
+            indexes: IndexPool::new(tables.backends.len()),
+        }
+    }
+
+    /// The keys of a port's frontends.
+    pub(crate) fn keys<'a>(
+        port: &'a ServicePort,
+    ) -> impl Iterator<Item = (FrontendKey<F::Addr>, &'a FrontendAddr)> {
+        let proto = match port.name.protocol {
+            Protocol::Tcp => proto::TCP,
+            Protocol::Udp => proto::UDP,
+        };
+        port.frontends.iter().filter_map(move |frontend| {
+            let addr = match frontend.addr {
+                Some(addr) => F::of(addr)?,
+                None => F::Addr::UNSPECIFIED,
+            };
+            Some((FrontendKey { addr, port: frontend.port.to_be(), proto, zero: 0 }, frontend))
+        })
+    }
+
+    /// Whether that many more frontends fit, each with a mark in the worst case.
+    pub(crate) fn has_room(&self, more: usize) -> bool {
+        self.written.len() + 2 * more <= self.capacity as usize
+    }
+
+    /// Makes a port's frontends point to a service.
+    pub(crate) fn claim(&mut self, port: &ServicePort, service: u32) {
+        for (key, frontend) in Self::keys(port) {
+            let external = frontend.scope != Scope::ClusterIp;
+            let value = Frontend { service, flags: if external { frontend_flag::EXTERNAL } else { 0 } };
+            if self.written.insert(key, value) != Some(value) {
+                self.changed.insert(key);
+            }
+        }
+    }
+
+    /// Removes a port's frontends that still point to the service.
+    pub(crate) fn disclaim(&mut self, port: &ServicePort, service: u32) {
+        for (key, _) in Self::keys(port) {
+            self.remove_if(key, |value| value.service == service);
+        }
+    }
+
+    fn remove_if(&mut self, key: FrontendKey<F::Addr>, test: impl Fn(&Frontend) -> bool) {
+        if self.written.get(&key).is_some_and(test) {
+            self.written.remove(&key);
+            self.changed.insert(key);
+        }
+    }
+
+    /// Counts a port's addresses in (`by` 1) or out (-1).
+    pub(crate) fn count_vips(&mut self, port: &ServicePort, by: i32) {
+        let answering = if port.cluster.is_empty() { 0 } else { by };
+        for frontend in &port.frontends {
+            let Some(addr) = frontend.addr.and_then(F::of) else { continue };
+            let vip = self.vips.entry(addr).or_default();
+            vip.frontends = vip.frontends.saturating_add_signed(by);
+            vip.answering = vip.answering.saturating_add_signed(answering);
+            self.touched.insert(addr);
+        }
+    }
+
+    /// The node's own addresses.
+    pub(crate) fn set_nodes(&mut self, addresses: &[IpAddr]) {
+        let new: HashSet<_, RandomState> = addresses.iter().copied().filter_map(F::of).collect();
+        self.touched.extend(self.nodes.symmetric_difference(&new).copied());
+        self.nodes = new;
+    }
+
+    /// Writes all that changed: frontends, then marks; removals after additions.
+    ///
+    /// Frontends before their mark, because a mark alone rejects; marks are removed after the frontends, so that a
+    /// late packet is rejected rather than routed on.
+    pub(crate) fn flush(&mut self, tables: &FamilyTables<F>) -> Result<(), MapError> {
+        let frontends = std::mem::take(&mut self.changed);
+        self.write(tables, frontends)?;
+        for addr in std::mem::take(&mut self.touched) {
+            self.mark(addr);
+        }
+        let marks = std::mem::take(&mut self.changed);
+        self.write(tables, marks)
+    }
+
+    fn write(
+        &mut self,
+        tables: &FamilyTables<F>,
+        changed: HashSet<FrontendKey<F::Addr>, RandomState>,
+    ) -> Result<(), MapError> {
+        let (mut keys, mut values, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        for key in &changed {
+            match self.written.get(key) {
+                Some(value) => {
+                    keys.push(*key);
+                    values.push(*value);
+                }
+                None => gone.push(*key),
+            }
+        }
+        let result = tables.frontends.insert_all(&keys, &values).map_err(|(_, error)| error);
+        let result = result.and_then(|()| tables.frontends.remove_all(&gone));
+        if result.is_err() {
+            // Written again at the next opportunity: all of it is idempotent.
+            self.changed.extend(changed);
+        }
+        result
+    }
+
+    fn mark(&mut self, addr: F::Addr) {
+        let vip = self.vips.get(&addr).copied().unwrap_or_default();
+        let mut flags = if self.nodes.contains(&addr) { frontend_flag::NODE } else { 0 };
+        if vip.frontends > 0 {
+            flags |= frontend_flag::VIP;
+        } else {
+            self.vips.remove(&addr);
+        }
+        if vip.answering > 0 {
+            flags |= frontend_flag::ANSWERS;
+        }
+        let key = FrontendKey { addr, port: 0, proto: 0, zero: 0 };
+        if flags == 0 {
+            self.remove_if(key, |_| true);
+            return;
+        }
+        let value = Frontend { service: 0, flags };
+        if self.written.insert(key, value) != Some(value) {
+            self.changed.insert(key);
+        }
+    }
+
+    /// The indexes of backends, each counted as used once more, in the order given; `None` if they do not fit, and
+    /// then none is counted.
+    pub(crate) fn acquire(&mut self, set: &[BackendAddr], tables: &mut FamilyTables<F>) -> Option<Vec<u32>> {
+        let mut indexes = Vec::with_capacity(set.len());
+        for (at, backend) in set.iter().enumerate() {
+            match self.acquire_one(backend, tables) {
+                Some(index) => indexes.push(index),
+                None => {
+                    // Nothing has seen them yet, so those that are unused again need no rest.
+                    for index in self.release(&set[..at]) {
+                        self.recycle(index, tables);
+                    }
+                    return None;
+                }
+            }
+        }
+        Some(indexes)
+    }
+
+    fn acquire_one(&mut self, backend: &BackendAddr, tables: &mut FamilyTables<F>) -> Option<u32> {
+        let addr = F::of(backend.addr)?;
+        let port = backend.port.to_be();
+        if let Some(found) = self.backends.get_mut(&(addr, port)) {
+            found.uses += 1;
+            return Some(found.index);
+        }
+        let index = self.indexes.take()?;
+        let flags = self.flags(&addr);
+        tables.backends.write(index, Backend { picked: 0, addr, port, flags });
+        self.backends.insert((addr, port), Use { index, uses: 1 });
+        Some(index)
+    }
+
+    fn flags(&self, addr: &F::Addr) -> u16 {
+        let host = if self.nodes.contains(addr) { backend_flag::HOST } else { 0 };
+        backend_flag::LIVE | host
+    }
+
+    /// Writes every backend's flags anew, after the node's addresses changed.
+    pub(crate) fn refresh_flags(&self, tables: &mut FamilyTables<F>) {
+        for ((addr, _), used) in &self.backends {
+            let mut record = tables.backends.read(used.index);
+            let flags = self.flags(addr);
+            if record.flags != flags {
+                record.flags = flags;
+                tables.backends.write(used.index, record);
+            }
+        }
+    }
+
+    /// Ends one use of each; the indexes that are unused now, which have to rest.
+    pub(crate) fn release(&mut self, set: &[BackendAddr]) -> Vec<u32> {
+        let mut unused = Vec::new();
+        for backend in set {
+            let Some(addr) = F::of(backend.addr) else { continue };
+            let key = (addr, backend.port.to_be());
+            let Some(found) = self.backends.get_mut(&key) else { continue };
+            found.uses = found.uses.saturating_sub(1);
+            if found.uses == 0 {
+                unused.push(found.index);
+                self.backends.remove(&key);
+            }
+        }
+        unused
+    }
+
+    /// Takes out backends that nobody uses: what was adopted and not wanted again.
+    pub(crate) fn unused(&mut self) -> Vec<u32> {
+        let unused: Vec<u32> =
+            self.backends.values().filter(|used| used.uses == 0).map(|used| used.index).collect();
+        self.backends.retain(|_, used| used.uses > 0);
+        unused
+    }
+
+    /// Marks a record as out of use and gives its index back. Not before its grace period is over: a packet that
+    /// was still about to use it goes to a backend that may well answer, instead of nowhere.
+    pub(crate) fn recycle(&mut self, index: u32, tables: &mut FamilyTables<F>) {
+        let mut record = tables.backends.read(index);
+        record.flags = 0;
+        tables.backends.write(index, record);
+        self.indexes.give(index);
+    }
+
+    /// How many frontends and marks there are, and how many fit.
+    pub(crate) fn usage(&self) -> (u32, u32) {
+        (self.written.len() as u32, self.capacity)
+    }
+
+    /// Removes every frontend that no desired port has; after the first complete apply.
+    pub(crate) fn retain(&mut self, wanted: &HashSet<FrontendKey<F::Addr>, RandomState>) {
+        let keys: Vec<_> = self.written.keys().copied().collect();
+        for key in keys {
+            if key.port == 0 && key.proto == 0 {
+                self.touched.insert(key.addr);
+            } else if !wanted.contains(&key) {
+                self.remove_if(key, |_| true);
+            }
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! From desired tables to kernel tables.
+//!
+//! The order is the whole point. Make before break: backends and rings are written where no packet looks, a ring
+//! is published by one store, frontends come last and go first, and what was taken out rests for a grace period
+//! before it is used again. Whatever does not fit is refused as a whole service; the rest is untouched.
+
+mod adopt;
+mod applier;
+mod family;
+mod flows;
+mod index;
+mod rings;
+
+pub use applier::{Applier, ApplyError, Outcome, PortState, Refused, Usage};
+pub use flows::{Collected, ticks};

@@ -1,0 +1,29 @@
+//! Kubernetes objects as Portolan understands them: parsed, valid, comparable.
+//!
+//! Two layers. The wire structs (private) take what the API or a file gives, tolerant of unknown fields. From
+//! them come the domain types, which exist only if they are valid, are compact, and compare by value.
+//!
+//! The wire structs are our own, not `k8s-openapi`'s: only some forty fields matter here, that crate takes
+//! minutes to build, and its types refuse a whole object with a text where we must name the field by its path
+//! ([`Invalid::field`]) and may keep the rest ([`Reading::warnings`]).
+
+mod address;
+mod invalid;
+mod name;
+mod node;
+mod pod;
+mod read;
+mod service;
+mod slice;
+mod store;
+mod wire;
+
+pub use address::Family;
+pub use invalid::Invalid;
+pub use name::{Kind, Name, NamespacedName, ObjectKey, ServiceKey};
+pub use node::Node;
+pub use pod::Pod;
+pub use read::{Identity, Object, Reading, Refused, identify, read};
+pub use service::{Port, Protocol, Service, ServiceType, Timestamp};
+pub use slice::{Endpoint, EndpointSlice, Hints, SlicePort};
+pub use store::{Entry, Event, Store, Touched};

@@ -1,0 +1,83 @@
+//! Node: addresses and prefixes.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde_json::Value;
+
+use crate::{Family, Invalid, Name, address, wire};
+
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+/// A valid Node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: Name,
+    /// `status.addresses` of type `InternalIP`, in their order; the first of a family is the primary one.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`, at most one per family.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Name>,
+}
+
+impl Node {
+    pub(crate) fn new(name: &str, wire: &wire::Node) -> Result<Self, Invalid> {
+        let zone = match wire.metadata.labels.get(ZONE_LABEL) {
+            Some(Value::String(zone)) if !zone.is_empty() => Some(zone.as_str().into()),
+            _ => None,
+        };
+        Ok(Self {
+            name: name.into(),
+            addresses: addresses(&wire.status.addresses)?,
+            pod_cidrs: pod_cidrs(&wire.spec)?,
+            zone,
+        })
+    }
+
+    /// The first address of a family.
+    pub fn primary(&self, family: Family) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|addr| Family::of(*addr) == family)
+    }
+}
+
+fn addresses(wires: &[wire::NodeAddress]) -> Result<Vec<IpAddr>, Invalid> {
+    let internal = wires.iter().enumerate().filter(|(_, wire)| wire.kind == "InternalIP");
+    internal
+        .map(|(i, wire)| address::parse(format!("status.addresses[{i}].address"), &wire.address))
+        .collect()
+}
+
+fn pod_cidrs(spec: &wire::NodeSpec) -> Result<Vec<IpNetwork>, Invalid> {
+    if spec.pod_cidrs.is_empty() {
+        let single = spec.pod_cidr.as_deref().filter(|cidr| !cidr.is_empty());
+        return single.map(|cidr| pod_cidr("spec.podCIDR".into(), cidr)).into_iter().collect();
+    }
+    let mut cidrs: Vec<IpNetwork> = Vec::new();
+    for (i, text) in spec.pod_cidrs.iter().enumerate() {
+        let field = format!("spec.podCIDRs[{i}]");
+        let cidr = pod_cidr(field.clone(), text)?;
+        if cidrs.iter().any(|earlier| Family::of_prefix(*earlier) == Family::of_prefix(cidr)) {
+            return Err(Invalid::text(field, "at most one prefix of each family", text));
+        }
+        cidrs.push(cidr);
+    }
+    Ok(cidrs)
+}
+
+/// A pod prefix becomes a route on every other node: one that covers more than a cluster's addresses would
+/// take the nodes off the network.
+fn pod_cidr(field: String, text: &str) -> Result<IpNetwork, Invalid> {
+    let cidr = address::parse_prefix(field.as_str(), text)?;
+    // The network address must be one that pods may have (no loopback, multicast and so on).
+    address::parse(field.as_str(), &cidr.ip().to_string())?;
+    let shortest = match Family::of_prefix(cidr) {
+        Family::V4 => 8,
+        Family::V6 => 32,
+    };
+    if cidr.prefix() < shortest {
+        return Err(Invalid::text(field, format!("a prefix of length {shortest} or more"), text));
+    }
+    Ok(cidr)
+}

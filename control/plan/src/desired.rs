@@ -1,0 +1,172 @@
+//! What this node should serve.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use portolan_model::{Family, Name, Protocol, ServiceKey};
+
+/// Names one service × port × family: the unit that has frontends and backends.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortName {
+    /// The service.
+    pub service: ServiceKey,
+    /// The port's name; may be empty.
+    pub port: Name,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The family of its frontends and backends.
+    pub family: Family,
+}
+
+impl fmt::Display for PortName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { service, port, protocol, family } = self;
+        let colon = if port.is_empty() { "" } else { ":" };
+        write!(out, "{service}{colon}{port} {protocol} {family}")
+    }
+}
+
+/// What kind of address a frontend has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// Inside the cluster.
+    ClusterIp,
+    /// A port on this node's own addresses.
+    NodePort,
+    /// An address that a load balancer gave.
+    LoadBalancer,
+    /// An entry of `externalIPs`.
+    External,
+}
+
+/// Where clients send to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrontendAddr {
+    /// The address; `None`: each of this node's own addresses of the family (NodePort).
+    pub addr: Option<IpAddr>,
+    /// The port, host byte order.
+    pub port: u16,
+    /// What kind of address it is.
+    pub scope: Scope,
+}
+
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendAddr {
+    /// The endpoint's address.
+    pub addr: IpAddr,
+    /// Its port, host byte order.
+    pub port: u16,
+    /// It runs on this node.
+    pub local: bool,
+}
+
+/// One service × port × family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name.
+    pub name: PortName,
+    /// Sorted and unique. Those that another service owns are left out, so it may be empty.
+    pub frontends: Vec<FrontendAddr>,
+    /// The Cluster set, sorted and unique. Empty: no usable endpoint anywhere.
+    pub cluster: Vec<BackendAddr>,
+    /// The Local set, sorted and unique; always empty where no policy asks for it.
+    pub local: Vec<BackendAddr>,
+    /// `internalTrafficPolicy: Local`: ClusterIP flows use the Local set.
+    pub internal_local: bool,
+    /// `externalTrafficPolicy: Local` and reachable from outside: flows from outside use the Local set.
+    pub external_local: bool,
+    /// Session affinity by client address: its timeout, 1 to 86,400 seconds.
+    pub affinity: Option<u32>,
+}
+
+/// What one service should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServicePlan {
+    /// One per port and family, in the order of the service's addresses, then of its ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// Another node's pods: by which node address they are reached.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// The other node's podCIDR.
+    pub prefix: IpNetwork,
+    /// Its primary address of that family.
+    pub via: IpAddr,
+    /// Its name.
+    pub node: Name,
+}
+
+/// A podCIDR of another node that gets no route.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SkippedRoute {
+    /// The prefix.
+    pub prefix: IpNetwork,
+    /// The other node's name.
+    pub node: Name,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// What this node should have, and the way to the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodePlan {
+    /// This node's InternalIPs; empty while its Node object is not known.
+    pub addresses: Vec<IpAddr>,
+    /// This node's podCIDRs.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Sorted by prefix, which is unique.
+    pub routes: Vec<Route>,
+    /// Prefixes without a route.
+    pub skipped: Vec<SkippedRoute>,
+}
+
+/// Why a part of a service is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// An older service owns the address and port.
+    AddressConflict,
+    /// The address is a node's own.
+    NodeAddress,
+    /// No ClusterIP was given, so there is nothing to serve.
+    NoClusterIp,
+    /// Load balancer addresses are withheld because source ranges cannot be enforced.
+    SourceRangesUnsupported,
+}
+
+impl Reason {
+    /// The reason as Kubernetes conditions write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Reason::AddressConflict => "AddressConflict",
+            Reason::NodeAddress => "NodeAddress",
+            Reason::NoClusterIp => "NoClusterIP",
+            Reason::SourceRangesUnsupported => "SourceRangesUnsupported",
+        }
+    }
+}
+
+/// A part of a service that is not served.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Condition {
+    /// The service.
+    pub service: ServiceKey,
+    /// Why.
+    pub reason: Reason,
+    /// What, and what to do about it.
+    pub message: String,
+}
+
+/// What a run of the planner changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Services whose plan is new or different, in key order; `None`: no longer served.
+    pub services: Vec<(ServiceKey, Option<Arc<ServicePlan>>)>,
+    /// The node's plan, if it is different.
+    pub node: Option<NodePlan>,
+    /// All current conditions, sorted: the complete list, not a difference.
+    pub conditions: Vec<Condition>,
+}

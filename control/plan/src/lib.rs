@@ -1,0 +1,17 @@
+//! From objects and this node to the tables that should be: pure.
+//!
+//! [`Planner::plan`] reads a [`portolan_model::Store`] and tells what changed in what this node should serve.
+//! It does no I/O and knows no clock; the same objects give the same plan, in whatever order they came.
+
+mod claims;
+mod desired;
+mod node;
+mod planner;
+mod select;
+mod service;
+
+pub use desired::{
+    BackendAddr, Changes, Condition, FrontendAddr, NodePlan, PortName, Reason, Route, Scope, ServicePlan,
+    ServicePort, SkippedRoute,
+};
+pub use planner::{Extent, Options, Planner};

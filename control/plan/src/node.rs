@@ -1,0 +1,67 @@
+//! This node's addresses and the routes to the others' pods.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use portolan_model::{Family, Node, Store};
+
+use crate::{NodePlan, Route, SkippedRoute};
+
+/// Plans this node and the way to every other node's podCIDRs.
+pub(crate) fn plan(store: &Store, this_node: &str) -> NodePlan {
+    let this = store.node(this_node);
+    let mut plan = NodePlan {
+        addresses: this.map(|node| node.addresses.clone()).unwrap_or_default(),
+        pod_cidrs: this.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
+        ..NodePlan::default()
+    };
+    for node in store.nodes().filter(|node| *node.name != *this_node) {
+        for prefix in node.pod_cidrs.iter().copied() {
+            match via(&plan, node, prefix) {
+                Ok(via) => plan.routes.push(Route { prefix, via, node: node.name.clone() }),
+                Err(reason) => plan.skipped.push(SkippedRoute { prefix, node: node.name.clone(), reason }),
+            }
+        }
+    }
+    drop_duplicates(&mut plan);
+    plan.skipped.sort();
+    plan
+}
+
+/// The address through which a prefix is reached, or why it must not be routed: a route that covers its own
+/// gateway, this node's addresses or this node's pods takes the node off the network.
+fn via(plan: &NodePlan, node: &Node, prefix: IpNetwork) -> Result<IpAddr, String> {
+    let family = Family::of_prefix(prefix);
+    let via = node.primary(family).ok_or_else(|| format!("the node has no {family} InternalIP"))?;
+    if prefix.contains(via) {
+        return Err(format!("it covers the node's own address {via}"));
+    }
+    if let Some(own) = plan.addresses.iter().find(|own| prefix.contains(**own)) {
+        return Err(format!("it covers this node's address {own}"));
+    }
+    if let Some(own) = plan.pod_cidrs.iter().find(|own| overlap(**own, prefix)) {
+        return Err(format!("it overlaps this node's podCIDR {own}"));
+    }
+    Ok(via)
+}
+
+/// The first node by name keeps a prefix that several claim.
+fn drop_duplicates(plan: &mut NodePlan) {
+    plan.routes.sort_by(|a, b| (a.prefix, &a.node).cmp(&(b.prefix, &b.node)));
+    let mut kept: Vec<Route> = Vec::with_capacity(plan.routes.len());
+    for route in plan.routes.drain(..) {
+        match kept.last() {
+            Some(owner) if owner.prefix == route.prefix => plan.skipped.push(SkippedRoute {
+                prefix: route.prefix,
+                node: route.node,
+                reason: format!("node {} has it too", owner.node),
+            }),
+            _ => kept.push(route),
+        }
+    }
+    plan.routes = kept;
+}
+
+fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
+    a.contains(b.ip()) || b.contains(a.ip())
+}

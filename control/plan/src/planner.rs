@@ -1,0 +1,255 @@
+//! Plans everything, or only what an event touched; both give the same.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use portolan_model::{Entry, Name, ServiceKey, Store, Touched};
+use smallvec::SmallVec;
+
+use crate::claims::{Age, Claim, Claims};
+use crate::select::Place;
+use crate::service::{ClaimList, Context, Refused, claims_of, granted, plan, served};
+use crate::{Changes, Condition, NodePlan, ServicePlan, node};
+
+/// What the operator may choose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Serve `spec.externalIPs`. Off by default: whoever may write a Service could take over any address
+    /// (CVE-2020-8554).
+    pub external_ips: bool,
+}
+
+/// How much to plan.
+#[derive(Clone, Copy, Debug)]
+pub enum Extent<'a> {
+    /// Every service and node.
+    All,
+    /// What the store said was touched, and whatever depends on it.
+    Touched(&'a Touched),
+}
+
+/// The planner of one node. Remembers its last output to tell what changed.
+#[derive(Debug)]
+pub struct Planner {
+    options: Options,
+    place: Place,
+    node_addrs: NodeAddrs,
+    node_plan: NodePlan,
+    claims: Claims,
+    known: BTreeMap<ServiceKey, Known>,
+    conditions: BTreeMap<ServiceKey, Vec<Condition>>,
+}
+
+/// Every node's addresses and whose they are.
+type NodeAddrs = HashMap<IpAddr, Name, RandomState>;
+
+/// What is known of one service from the last run.
+#[derive(Debug, Default)]
+struct Known {
+    plan: Option<Arc<ServicePlan>>,
+    age: Age,
+    /// Claims that were not granted. Those that were are in the plan: kept once, this is small, and a first plan
+    /// of many services spends most of its time on touching new memory.
+    refused: Vec<Claim>,
+}
+
+impl Known {
+    /// All claims, sorted and unique.
+    fn claims(&self) -> ClaimList {
+        let granted = self.plan.iter().flat_map(|plan| granted(plan));
+        let mut claims: ClaimList = granted.chain(self.refused.iter().copied()).collect();
+        claims.sort_unstable();
+        claims.dedup();
+        claims
+    }
+}
+
+static NOTHING: Entry = Entry { service: None, slices: SmallVec::new_const() };
+
+impl Planner {
+    /// A planner for the node of this name, with default options.
+    pub fn new(node_name: &str) -> Self {
+        Self::with_options(node_name, Options::default())
+    }
+
+    /// A planner for the node of this name.
+    pub fn with_options(node_name: &str, options: Options) -> Self {
+        Self {
+            options,
+            place: Place { node: node_name.into(), zone: None },
+            node_addrs: NodeAddrs::default(),
+            node_plan: NodePlan::default(),
+            claims: Claims::default(),
+            known: BTreeMap::new(),
+            conditions: BTreeMap::new(),
+        }
+    }
+
+    /// Brings the plan up to date with the store and tells what changed since the last run.
+    ///
+    /// Everything that the store reported as touched since then must be in the extent.
+    pub fn plan(&mut self, store: &Store, extent: Extent<'_>) -> Changes {
+        let mut changes = Changes::default();
+        match extent {
+            Extent::All => self.plan_all(store, &mut changes),
+            Extent::Touched(touched) => self.plan_touched(store, touched, &mut changes),
+        }
+        changes.conditions = self.conditions.values().flatten().cloned().collect();
+        changes
+    }
+
+    /// The complete current plan of all services, in key order: what an audit compares the kernel with.
+    pub fn desired(&self) -> impl Iterator<Item = (&ServiceKey, &Arc<ServicePlan>)> {
+        self.known.iter().filter_map(|(key, known)| Some((key, known.plan.as_ref()?)))
+    }
+
+    /// The complete current plan of the node.
+    pub fn node(&self) -> &NodePlan {
+        &self.node_plan
+    }
+
+    /// One walk over what is known and what the store has, both in key order: claims of all, then plans of all.
+    fn plan_all(&mut self, store: &Store, changes: &mut Changes) {
+        self.refresh_nodes(store, changes);
+        let mut rows = rows(std::mem::take(&mut self.known), store);
+        self.claims.reserve(rows.len());
+        changes.services.reserve(rows.len());
+        // Who is affected does not matter: everybody's turn comes.
+        let mut affected = BTreeSet::new();
+        for (key, known, entry) in &mut rows {
+            self.refresh_claims(key, known, entry, &mut affected);
+        }
+        for (key, known, entry) in &mut rows {
+            self.refresh_plan(key, known, entry, changes);
+        }
+        let served = rows.into_iter().filter(|(_, known, _)| known.plan.is_some());
+        self.known = served.map(|(key, known, _)| (key, known)).collect();
+    }
+
+    fn plan_touched(&mut self, store: &Store, touched: &Touched, changes: &mut Changes) {
+        let mut work = touched.services.clone();
+        if !touched.nodes.is_empty() {
+            let moved = self.refresh_nodes(store, changes);
+            self.claims.claimants_of(&moved.addrs, &mut work);
+            if moved.zone {
+                work.extend(store.services().map(|(key, _)| key.clone()));
+            }
+        }
+        for key in &touched.services {
+            let mut known = self.known.remove(key).unwrap_or_default();
+            self.refresh_claims(key, &mut known, store.service(key).unwrap_or(&NOTHING), &mut work);
+            self.known.insert(key.clone(), known);
+        }
+        for key in &work {
+            let mut known = self.known.remove(key).unwrap_or_default();
+            self.refresh_plan(key, &mut known, store.service(key).unwrap_or(&NOTHING), changes);
+            if known.plan.is_some() {
+                self.known.insert(key.clone(), known);
+            }
+        }
+    }
+
+    /// Takes the nodes in, before any service is planned with them.
+    fn refresh_nodes(&mut self, store: &Store, changes: &mut Changes) -> Moved {
+        let plan = node::plan(store, &self.place.node);
+        if plan != self.node_plan {
+            changes.node = Some(plan.clone());
+            self.node_plan = plan;
+        }
+        let mut addrs = NodeAddrs::default();
+        for node in store.nodes() {
+            for addr in &node.addresses {
+                addrs.entry(*addr).or_insert_with(|| node.name.clone());
+            }
+        }
+        let zone = store.node(&self.place.node).and_then(|node| node.zone.clone());
+        let moved = Moved { addrs: difference(&self.node_addrs, &addrs), zone: zone != self.place.zone };
+        self.node_addrs = addrs;
+        self.place.zone = zone;
+        moved
+    }
+
+    fn refresh_claims(
+        &mut self,
+        key: &ServiceKey,
+        known: &mut Known,
+        entry: &Entry,
+        affected: &mut BTreeSet<ServiceKey>,
+    ) {
+        let service = served(entry);
+        let age = Age::of(service.and_then(|service| service.created));
+        let claims = service.map(|service| claims_of(service, &self.options)).unwrap_or_default();
+        let before = known.claims();
+        if before == claims && known.age == age {
+            return;
+        }
+        for claim in &before {
+            self.claims.remove(claim, key, affected);
+        }
+        for claim in claims {
+            self.claims.add(claim, key, age, affected);
+        }
+        known.age = age;
+    }
+
+    fn refresh_plan(&mut self, key: &ServiceKey, known: &mut Known, entry: &Entry, changes: &mut Changes) {
+        let context = Context {
+            place: &self.place,
+            options: &self.options,
+            claims: &self.claims,
+            node_addrs: &self.node_addrs,
+        };
+        let mut refused = Refused::default();
+        let plan = plan(key, entry, &context, &mut refused);
+        let Refused { claims, mut conditions } = refused;
+        known.refused = claims;
+        if !conditions.is_empty() {
+            conditions.sort_unstable();
+            conditions.dedup();
+            self.conditions.insert(key.clone(), conditions);
+        } else if !self.conditions.is_empty() {
+            self.conditions.remove(key);
+        }
+        if known.plan.as_deref() != plan.as_ref() {
+            known.plan = plan.map(Arc::new);
+            changes.services.push((key.clone(), known.plan.clone()));
+        }
+    }
+}
+
+/// Joins what is known with what the store has, in key order; what the store no longer has joins [`NOTHING`].
+fn rows(known: BTreeMap<ServiceKey, Known>, store: &Store) -> Vec<(ServiceKey, Known, &Entry)> {
+    let mut rows = Vec::with_capacity(store.service_count());
+    let mut known = known.into_iter().peekable();
+    for (key, entry) in store.services() {
+        while let Some((gone, last)) = known.next_if(|(other, _)| other < key) {
+            rows.push((gone, last, &NOTHING));
+        }
+        let last = known.next_if(|(other, _)| other == key).map(|(_, last)| last);
+        rows.push((key.clone(), last.unwrap_or_default(), entry));
+    }
+    rows.extend(known.map(|(gone, last)| (gone, last, &NOTHING)));
+    rows
+}
+
+/// What changed about the nodes that services depend on.
+struct Moved {
+    /// Addresses that became or ceased to be a node's, or went to another node.
+    addrs: BTreeSet<IpAddr>,
+    /// This node is in another zone.
+    zone: bool,
+}
+
+fn difference(before: &NodeAddrs, after: &NodeAddrs) -> BTreeSet<IpAddr> {
+    let changed = |from: &NodeAddrs, to: &NodeAddrs| {
+        from.iter().filter(|(addr, node)| to.get(*addr) != Some(*node)).map(|(addr, _)| *addr).collect()
+    };
+    let mut addrs: BTreeSet<IpAddr> = changed(before, after);
+    addrs.extend(changed(after, before));
+    addrs
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,261 @@
+use portolan_model::{Event, Kind, ObjectKey, Protocol, read};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{Reason, Scope, ServicePort};
+
+mod properties;
+
+fn upsert(document: Value) -> Event {
+    Event::Upsert(read(&document).expect("the test's object is valid").expect("it is of our kinds").object)
+}
+
+fn service(name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec})
+}
+
+fn load_balancer(name: &str, cluster_ip: &str, created: &str, ip: &str) -> Event {
+    let mut document =
+        service(name, json!({"type": "LoadBalancer", "clusterIP": cluster_ip, "ports": [{"port": 80}]}));
+    document["metadata"]["creationTimestamp"] = json!(created);
+    document["status"] = json!({"loadBalancer": {"ingress": [{"ip": ip}]}});
+    upsert(document)
+}
+
+fn slice(service: &str, endpoints: Value) -> Event {
+    upsert(json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": format!("{service}-1"), "labels": {"kubernetes.io/service-name": service}},
+        "ports": [{"port": 8080}], "endpoints": endpoints,
+    }))
+}
+
+fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> Event {
+    let addresses: Vec<Value> =
+        addresses.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+    upsert(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+        "spec": {"podCIDRs": pod_cidrs}, "status": {"addresses": addresses},
+    }))
+}
+
+fn key(name: &str) -> ServiceKey {
+    ServiceKey::new("default", name)
+}
+
+/// A store and a planner for node `a` that follow events together.
+struct World {
+    store: Store,
+    planner: Planner,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { store: Store::default(), planner: Planner::new("a") }
+    }
+
+    fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> Changes {
+        let touched = self.store.apply_all(events);
+        self.planner.plan(&self.store, Extent::Touched(&touched))
+    }
+
+    fn ports(&self, name: &str) -> Vec<ServicePort> {
+        let found = self.planner.desired().find(|(known, _)| **known == key(name));
+        found.map(|(_, plan)| plan.ports.clone()).unwrap_or_default()
+    }
+
+    fn frontends(&self, name: &str) -> Vec<String> {
+        let text = |f: &crate::FrontendAddr| match f.addr {
+            Some(addr) => format!("{:?} {}", f.scope, std::net::SocketAddr::new(addr, f.port)),
+            None => format!("{:?} *:{}", f.scope, f.port),
+        };
+        self.ports(name).iter().flat_map(|port| port.frontends.iter().map(text)).collect()
+    }
+}
+
+#[test]
+fn a_dual_stack_service_gets_a_port_per_family_with_only_its_own_addresses() {
+    let mut world = World::new();
+    let mut document = service(
+        "web",
+        json!({
+            "type": "LoadBalancer", "clusterIPs": ["10.96.0.1", "fd00::1"], "externalIPs": ["192.0.2.1"],
+            "ports": [{"port": 80, "nodePort": 30080}], "externalTrafficPolicy": "Local",
+        }),
+    );
+    document["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}, {"ip": "2001:db8::1"}]}});
+    world.apply([
+        upsert(document),
+        slice("web", json!([{"addresses": ["10.1.0.1"], "nodeName": "a"}, {"addresses": ["10.1.0.2"], "nodeName": "b"}])),
+    ]);
+    let ports = world.ports("web");
+    assert_eq!(
+        ports.iter().map(|p| p.name.to_string()).collect::<Vec<_>>(),
+        ["default/web TCP IPv4", "default/web TCP IPv6"]
+    );
+    assert_eq!(
+        world.frontends("web"),
+        [
+            "NodePort *:30080",
+            "ClusterIp 10.96.0.1:80",
+            "LoadBalancer 203.0.113.1:80",
+            "NodePort *:30080",
+            "LoadBalancer [2001:db8::1]:80",
+            "ClusterIp [fd00::1]:80",
+        ]
+    );
+    assert_eq!((ports[0].cluster.len(), ports[0].local.len()), (2, 1));
+    assert!(ports[0].external_local && ports[0].local[0].local && !ports[0].internal_local);
+    assert!(ports[1].cluster.is_empty());
+}
+
+#[test]
+fn external_ips_are_served_only_where_the_operator_wants_them() {
+    let document = service(
+        "web",
+        json!({"clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.1"], "ports": [{"port": 80}]}),
+    );
+    for (options, count) in [(Options::default(), 1), (Options { external_ips: true }, 2)] {
+        let mut world = World::new();
+        world.planner = Planner::with_options("a", options);
+        world.apply([upsert(document.clone())]);
+        assert_eq!(world.frontends("web").len(), count, "{options:?}");
+    }
+}
+
+#[test]
+fn services_that_are_not_ours_are_not_planned() {
+    let mut world = World::new();
+    let port = json!([{"port": 80}]);
+    let mut other = service("other", json!({"clusterIP": "10.96.0.3", "ports": port}));
+    other["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "x"});
+    let changes = world.apply([
+        upsert(service("headless", json!({"clusterIP": "None", "ports": port}))),
+        upsert(service("alias", json!({"type": "ExternalName", "clusterIP": "10.96.0.2", "ports": port}))),
+        upsert(other),
+        slice("orphan", json!([{"addresses": ["10.1.0.1"]}])),
+    ]);
+    assert!(changes.services.is_empty() && changes.conditions.is_empty(), "{changes:?}");
+    let changes = world.apply([upsert(service("unallocated", json!({"ports": port})))]);
+    assert!(changes.services.is_empty());
+    assert_eq!(changes.conditions[0].reason, Reason::NoClusterIp);
+}
+
+#[test]
+fn the_older_service_owns_a_shared_address_and_the_younger_inherits_it() {
+    let mut world = World::new();
+    world.apply([load_balancer("young", "10.96.0.1", "2025-02-01T00:00:00Z", "203.0.113.1")]);
+    assert_eq!(world.frontends("young").len(), 2);
+
+    let changes = world.apply([load_balancer("old", "10.96.0.2", "2025-01-01T00:00:00Z", "203.0.113.1")]);
+    let changed: Vec<_> = changes.services.iter().map(|(key, _)| key.name()).collect();
+    assert_eq!(changed, ["old", "young"]);
+    assert_eq!(world.frontends("young"), ["ClusterIp 10.96.0.1:80"]);
+    assert_eq!(changes.conditions.len(), 1);
+    assert_eq!(
+        (&changes.conditions[0].service, changes.conditions[0].reason),
+        (&key("young"), Reason::AddressConflict)
+    );
+    assert!(changes.conditions[0].message.contains("default/old"), "{}", changes.conditions[0].message);
+
+    let changes = world.apply([Event::Delete(ObjectKey::new(Kind::Service, "default", "old"))]);
+    assert_eq!(changes.services.len(), 2);
+    assert_eq!(changes.services[0], (key("old"), None));
+    assert_eq!(world.frontends("young").len(), 2);
+    assert!(changes.conditions.is_empty());
+}
+
+#[test]
+fn tcp_and_udp_on_one_port_do_not_conflict() {
+    let mut world = World::new();
+    let port = |protocol: &str| json!([{"port": 53, "protocol": protocol, "nodePort": 30053}]);
+    let spec =
+        |protocol: &str| json!({"type": "NodePort", "clusterIP": "10.96.0.1", "ports": port(protocol)});
+    let changes = world.apply([upsert(service("a", spec("TCP"))), upsert(service("b", spec("UDP")))]);
+    assert!(changes.conditions.is_empty(), "{:?}", changes.conditions);
+    assert_eq!(world.ports("b")[0].name.protocol, Protocol::Udp);
+    assert_eq!(world.frontends("b").len(), 2);
+    let changes = world.apply([upsert(service("c", spec("UDP")))]);
+    assert_eq!(changes.conditions.len(), 2, "ClusterIP and node port: {:?}", changes.conditions);
+    assert!(world.frontends("c").is_empty());
+}
+
+#[test]
+fn an_address_that_becomes_a_nodes_own_is_taken_from_its_service() {
+    let mut world = World::new();
+    world.apply([load_balancer("web", "10.96.0.1", "2025-01-01T00:00:00Z", "192.168.1.12")]);
+    assert_eq!(world.frontends("web").len(), 2);
+    let changes = world.apply([node("b", &["192.168.1.12"], &[])]);
+    assert_eq!(world.frontends("web"), ["ClusterIp 10.96.0.1:80"]);
+    assert_eq!(changes.conditions[0].reason, Reason::NodeAddress);
+    world.apply([node("b", &["192.168.1.13"], &[])]);
+    assert_eq!(world.frontends("web").len(), 2);
+}
+
+#[test]
+fn a_service_with_source_ranges_is_closed_rather_than_open_to_all() {
+    let mut world = World::new();
+    let mut document = service(
+        "web",
+        json!({
+            "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}],
+            "loadBalancerSourceRanges": ["198.51.100.0/24"],
+        }),
+    );
+    document["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
+    let changes = world.apply([upsert(document)]);
+    assert_eq!(world.ports("web")[0].frontends[0].scope, Scope::ClusterIp);
+    assert_eq!(world.frontends("web").len(), 1);
+    assert_eq!(changes.conditions[0].reason, Reason::SourceRangesUnsupported);
+}
+
+#[test]
+fn every_other_nodes_pods_are_reached_through_its_address_of_that_family() {
+    let mut world = World::new();
+    let changes = world.apply([
+        node("a", &["192.168.1.11"], &["10.244.1.0/24"]),
+        node("b", &["192.168.1.12", "fd00:1::12"], &["10.244.2.0/24", "fd00:244:2::/64"]),
+        node("c", &["192.168.1.13"], &["10.244.3.0/24", "fd00:244:3::/64"]),
+        node("d", &["192.168.1.14"], &["10.244.2.0/24"]),
+        node("e", &["192.168.1.15"], &["192.168.0.0/16"]),
+        node("f", &["192.168.1.16"], &["10.244.0.0/16"]),
+    ]);
+    let plan = changes.node.expect("the node's plan is new");
+    let routes: Vec<_> = plan.routes.iter().map(|r| format!("{} {} {}", r.prefix, r.via, r.node)).collect();
+    assert_eq!(
+        routes,
+        ["10.244.2.0/24 192.168.1.12 b", "10.244.3.0/24 192.168.1.13 c", "fd00:244:2::/64 fd00:1::12 b"]
+    );
+    let skipped: Vec<_> = plan.skipped.iter().map(|s| &*s.node).collect();
+    assert_eq!(skipped, ["f", "d", "e", "c"], "{:?}", plan.skipped);
+    assert_eq!(world.apply([node("a", &["192.168.1.11"], &["10.244.1.0/24"])]).node, None);
+}
+
+#[test]
+fn one_endpoint_change_changes_one_service() {
+    let mut world = World::new();
+    for i in 0..10 {
+        let ip = format!("10.96.0.{}", i + 1);
+        world.apply([upsert(service(&format!("s{i}"), json!({"clusterIP": ip, "ports": [{"port": 80}]})))]);
+    }
+    let changes = world.apply([slice("s3", json!([{"addresses": ["10.1.0.1"]}]))]);
+    assert_eq!(changes.services.len(), 1);
+    assert_eq!(changes.services[0].0, key("s3"));
+}
+
+#[test]
+fn this_nodes_zone_decides_which_hinted_endpoints_are_used() {
+    let mut world = World::new();
+    let endpoint = |ip: &str, zone: &str| json!({"addresses": [ip], "hints": {"forZones": [{"name": zone}]}});
+    world.apply([
+        upsert(service("web", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}))),
+        slice("web", json!([endpoint("10.1.0.1", "z1"), endpoint("10.1.0.2", "z2")])),
+    ]);
+    assert_eq!(world.ports("web")[0].cluster.len(), 2);
+    let labels = json!({"topology.kubernetes.io/zone": "z2"});
+    world.apply([upsert(
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a", "labels": labels}}),
+    )]);
+    assert_eq!(world.ports("web")[0].cluster[0].addr.to_string(), "10.1.0.2");
+    assert_eq!(world.ports("web")[0].cluster.len(), 1);
+}

@@ -1,0 +1,227 @@
+//! The plan of one service.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use foldhash::fast::RandomState;
+use portolan_model::{Entry, Family, Name, Port, Protocol, Service, ServiceKey, ServiceType};
+use smallvec::SmallVec;
+
+use crate::claims::{Claim, Claims};
+use crate::select::{Place, Wanted, select};
+use crate::{Condition, FrontendAddr, Options, PortName, Reason, Scope, ServicePlan, ServicePort};
+
+/// What the plan of a service depends on besides its own objects.
+pub(crate) struct Context<'a> {
+    pub(crate) place: &'a Place,
+    pub(crate) options: &'a Options,
+    pub(crate) claims: &'a Claims,
+    /// Every node's addresses and whose they are.
+    pub(crate) node_addrs: &'a HashMap<IpAddr, Name, RandomState>,
+}
+
+/// The service, if it is ours to serve.
+pub(crate) fn served(entry: &Entry) -> Option<&Service> {
+    let service = entry.service.as_ref()?;
+    let ours = !service.skipped && service.kind != ServiceType::ExternalName;
+    (ours && !service.cluster_ips.is_empty()).then_some(service)
+}
+
+/// Claims of one service. Most have one: that takes no allocation.
+pub(crate) type ClaimList = SmallVec<[Claim; 1]>;
+
+/// Every address and port that a served service claims, sorted and unique.
+pub(crate) fn claims_of(service: &Service, options: &Options) -> ClaimList {
+    let mut claims = ClaimList::new();
+    for (family, port) in families_and_ports(service) {
+        for frontend in frontends(service, port, family, options) {
+            claims.push(claim(&frontend, family, port.protocol));
+        }
+    }
+    claims.sort_unstable();
+    claims.dedup();
+    claims
+}
+
+/// What a plan has been granted, as claims.
+pub(crate) fn granted(plan: &ServicePlan) -> impl Iterator<Item = Claim> {
+    plan.ports.iter().flat_map(|port| {
+        let PortName { family, protocol, .. } = port.name;
+        port.frontends.iter().map(move |frontend| claim(frontend, family, protocol))
+    })
+}
+
+/// What a service may not have.
+#[derive(Debug, Default)]
+pub(crate) struct Refused {
+    /// Claimed but not granted.
+    pub(crate) claims: Vec<Claim>,
+    /// The same and more for the operator.
+    pub(crate) conditions: Vec<Condition>,
+}
+
+/// Plans one service; `None` if it is not served. What it may not have is added to `refused`.
+pub(crate) fn plan(
+    key: &ServiceKey,
+    entry: &Entry,
+    context: &Context<'_>,
+    refused: &mut Refused,
+) -> Option<ServicePlan> {
+    let Some(service) = served(entry) else {
+        if let Some(service) = &entry.service {
+            note_missing_address(service, &mut refused.conditions);
+        }
+        return None;
+    };
+    note_withheld(service, &mut refused.conditions);
+    let mut ports = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
+    for (family, port) in families_and_ports(service) {
+        ports.push(plan_port(key, service, entry, (family, port), context, refused));
+    }
+    Some(ServicePlan { ports })
+}
+
+fn plan_port(
+    key: &ServiceKey,
+    service: &Service,
+    entry: &Entry,
+    (family, port): (Family, &Port),
+    context: &Context<'_>,
+    refused: &mut Refused,
+) -> ServicePort {
+    let mut granted: Vec<FrontendAddr> = Vec::with_capacity(1);
+    for frontend in frontends(service, port, family, context.options) {
+        // An external address may repeat a load balancer's: the first mention counts.
+        if granted.iter().any(|known| known.addr == frontend.addr && known.port == frontend.port) {
+            continue;
+        }
+        let claim = claim(&frontend, family, port.protocol);
+        match refusal(key, &frontend, &claim, context) {
+            None => granted.push(frontend),
+            Some(condition) => {
+                refused.claims.push(claim);
+                refused.conditions.push(condition);
+            }
+        }
+    }
+    granted.sort_unstable();
+    let external_local = service.external_local && reachable_from_outside(service, port, context.options);
+    let wanted = Wanted {
+        port: &port.name,
+        protocol: port.protocol,
+        family,
+        local: external_local || service.internal_local,
+    };
+    let selection = select(&entry.slices, wanted, context.place);
+    ServicePort {
+        name: PortName { service: key.clone(), port: port.name.clone(), protocol: port.protocol, family },
+        frontends: granted,
+        cluster: selection.cluster,
+        local: selection.local,
+        internal_local: service.internal_local,
+        external_local,
+        affinity: service.affinity,
+    }
+}
+
+fn families_and_ports(service: &Service) -> impl Iterator<Item = (Family, &Port)> {
+    let families = service.cluster_ips.iter().map(|ip| Family::of(*ip));
+    families.flat_map(|family| service.ports.iter().map(move |port| (family, port)))
+}
+
+/// What a port of a service asks for in one family, whether or not it may have it.
+fn frontends<'a>(
+    service: &'a Service,
+    port: &'a Port,
+    family: Family,
+    options: &Options,
+) -> impl Iterator<Item = FrontendAddr> + 'a {
+    let of_family = move |ips: &'a [IpAddr], scope: Scope| {
+        let ips = ips.iter().copied().filter(move |ip| Family::of(*ip) == family);
+        ips.map(move |ip| FrontendAddr { addr: Some(ip), port: port.port, scope })
+    };
+    let external: &[IpAddr] = if options.external_ips { &service.external_ips } else { &[] };
+    let node_port = (has_node_ports(service) && port.node_port != 0).then_some(FrontendAddr {
+        addr: None,
+        port: port.node_port,
+        scope: Scope::NodePort,
+    });
+    of_family(&service.cluster_ips, Scope::ClusterIp)
+        .chain(node_port)
+        .chain(of_family(load_balancer_ips(service), Scope::LoadBalancer))
+        .chain(of_family(external, Scope::External))
+}
+
+/// A service that names who may come and cannot be protected is closed rather than open to everybody.
+fn load_balancer_ips(service: &Service) -> &[IpAddr] {
+    let open = service.kind == ServiceType::LoadBalancer && service.source_ranges.is_empty();
+    if open { &service.ingress_ips } else { &[] }
+}
+
+fn has_node_ports(service: &Service) -> bool {
+    matches!(service.kind, ServiceType::NodePort | ServiceType::LoadBalancer)
+}
+
+fn reachable_from_outside(service: &Service, port: &Port, options: &Options) -> bool {
+    (has_node_ports(service) && port.node_port != 0)
+        || !load_balancer_ips(service).is_empty()
+        || (options.external_ips && !service.external_ips.is_empty())
+}
+
+fn claim(frontend: &FrontendAddr, family: Family, protocol: Protocol) -> Claim {
+    let any = match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    Claim { addr: frontend.addr.unwrap_or(any), port: frontend.port, protocol }
+}
+
+fn refusal(
+    key: &ServiceKey,
+    frontend: &FrontendAddr,
+    claim: &Claim,
+    context: &Context<'_>,
+) -> Option<Condition> {
+    let at = |addr: IpAddr| std::net::SocketAddr::new(addr, frontend.port);
+    let condition = |reason, message| Some(Condition { service: key.clone(), reason, message });
+    if let Some(addr) = frontend.addr
+        && let Some(node) = context.node_addrs.get(&addr)
+    {
+        let message = format!("{} is left out: {addr} is node {node}'s own address", at(addr));
+        return condition(Reason::NodeAddress, message);
+    }
+    let owner = context.claims.owner_before(claim, key)?;
+    let what = match frontend.addr {
+        Some(addr) => at(addr).to_string(),
+        None => format!("node port {}", frontend.port),
+    };
+    let message = format!(
+        "{what} ({}) is left out: the older service {owner} has it; give one of them another",
+        claim.protocol
+    );
+    condition(Reason::AddressConflict, message)
+}
+
+fn note_missing_address(service: &Service, conditions: &mut Vec<Condition>) {
+    let expects_one = !service.skipped && service.kind != ServiceType::ExternalName;
+    if expects_one {
+        conditions.push(Condition {
+            service: service.key.clone(),
+            reason: Reason::NoClusterIp,
+            message: "spec.clusterIP is empty: the API server gives one; in a file, write one".into(),
+        });
+    }
+}
+
+fn note_withheld(service: &Service, conditions: &mut Vec<Condition>) {
+    if !service.source_ranges.is_empty() && !service.ingress_ips.is_empty() {
+        conditions.push(Condition {
+            service: service.key.clone(),
+            reason: Reason::SourceRangesUnsupported,
+            message:
+                "load balancer addresses are left out: loadBalancerSourceRanges cannot be enforced yet; \
+                      remove the ranges to open the service to everybody"
+                    .into(),
+        });
+    }
+}

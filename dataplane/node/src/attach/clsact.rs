@@ -1,0 +1,78 @@
+//! clsact: for kernels without tcx. The filter has a fixed priority and handle, so that the next version of the
+//! program takes the place of this one.
+
+use std::io;
+
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
+use aya::programs::{SchedClassifier, TcAttachType};
+
+use super::{AttachError, Direction, Interface};
+
+/// Ours among the filters of a hook. With the handle it tells our filter from others'.
+const PRIORITY: u16 = 7;
+
+fn handle() -> TcHandle {
+    TcHandle::from(0x706c)
+}
+
+pub(super) fn attach(
+    classifier: &mut SchedClassifier,
+    program: &'static str,
+    interface: &Interface,
+    direction: Direction,
+) -> Result<(), AttachError> {
+    let aya = |source: aya::programs::ProgramError| AttachError::Aya {
+        program,
+        interface: interface.name.clone(),
+        source: Box::new(source),
+    };
+    let kind = match direction {
+        Direction::Ingress => TcAttachType::Ingress,
+        Direction::Egress => TcAttachType::Egress,
+    };
+    if let Err(error) = tc::qdisc_add_clsact(&interface.name) {
+        if !already_there(&error) {
+            return Err(aya(error.into()));
+        }
+    }
+    let options = NlOptions { priority: PRIORITY, handle: handle(), ..NlOptions::default() };
+    let id = match classifier.attach_with_options(&interface.name, kind, TcAttachOptions::Netlink(options)) {
+        Ok(id) => id,
+        // Ours is there already: replace it.
+        Err(_) => {
+            let old = SchedClassifierLink::attached(&interface.name, kind, PRIORITY, handle(), None)
+                .map_err(|error| aya(TcError::IoError(error).into()))?;
+            classifier.attach_to_link(old).map_err(aya)?
+        }
+    };
+    // Dropping the link would detach; the filter shall live as long as the interface.
+    std::mem::forget(classifier.take_link(id).map_err(aya)?);
+    Ok(())
+}
+
+pub(super) fn detach(interface: &str) -> Result<(), AttachError> {
+    for (kind, direction) in
+        [(TcAttachType::Ingress, Direction::Ingress), (TcAttachType::Egress, Direction::Egress)]
+    {
+        match SchedClassifierLink::attached(interface, kind, PRIORITY, handle(), None) {
+            // Dropped at once, which detaches.
+            Ok(link) => drop(link),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(AttachError::Kernel {
+                    doing: "detaching from",
+                    program: "any",
+                    interface: interface.to_owned(),
+                    direction,
+                    source,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn already_there(error: &TcError) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.to_string().contains("exists"))
+        || error.to_string().contains("exists")
+}

@@ -1,0 +1,194 @@
+//! Attaching programs to interfaces, and replacing them there without a gap.
+//!
+//! Where the kernel has tcx (6.6) each attachment is a pinned link, which outlives the agent; before, it is a
+//! classifier on the clsact qdisc, which lives as long as the interface. Nothing is ever detached to be replaced
+//! (CVE-2023-27595 is what comes of that).
+
+mod clsact;
+mod tcx;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::object::{LoadError, Object};
+
+/// Which way the packets go that a program sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// What the interface receives.
+    Ingress,
+    /// What it sends.
+    Egress,
+}
+
+impl Direction {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// tcx links (kernel 6.6).
+    Tcx,
+    /// The clsact qdisc.
+    Clsact,
+}
+
+/// A program could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The kernel refused.
+    #[error("{doing} {program} at {interface} {direction}: {source}", direction = direction.name())]
+    Kernel {
+        /// What was being done.
+        doing: &'static str,
+        /// Name of the program.
+        program: &'static str,
+        /// Name of the interface.
+        interface: String,
+        /// Which of its hooks.
+        direction: Direction,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// aya refused.
+    #[error("attaching {program} to {interface}")]
+    Aya {
+        /// Name of the program.
+        program: &'static str,
+        /// Name of the interface.
+        interface: String,
+        /// aya's error.
+        #[source]
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// The program is not there.
+    #[error(transparent)]
+    Object(#[from] LoadError),
+    /// A directory could not be made or read.
+    #[error("links in {}", path.display())]
+    Pins {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An interface, by both of its names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Name.
+    pub name: String,
+    /// Index in its network namespace.
+    pub ifindex: u32,
+}
+
+/// Attaches programs to interfaces of the calling thread's network namespace.
+#[derive(Debug, Clone)]
+pub struct Attacher {
+    mode: Mode,
+    links: PathBuf,
+}
+
+impl Attacher {
+    /// Links are pinned in `pins/links`.
+    #[must_use]
+    pub fn new(mode: Mode, pins: &Path) -> Self {
+        Self { mode, links: pins.join("links") }
+    }
+
+    /// How programs are attached.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Attaches a program, or puts it in the place of the one we attached there before.
+    ///
+    /// # Errors
+    /// See [`AttachError`].
+    pub fn attach(
+        &self,
+        object: &mut Object,
+        program: &'static str,
+        interface: &Interface,
+        direction: Direction,
+    ) -> Result<(), AttachError> {
+        let classifier = object.classifier(program)?;
+        match self.mode {
+            Mode::Tcx => {
+                std::fs::create_dir_all(&self.links)
+                    .map_err(|source| AttachError::Pins { path: self.links.clone(), source })?;
+                tcx::attach(classifier, program, interface, direction, &self.pin(interface, direction))
+            }
+            Mode::Clsact => clsact::attach(classifier, program, interface, direction),
+        }
+    }
+
+    /// Removes the links of an interface that is gone. On clsact nothing is left of one.
+    ///
+    /// # Errors
+    /// The pins cannot be removed.
+    pub fn forget(&self, interface: &str) -> Result<(), AttachError> {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let path = self.links.join(pin_name(interface, direction));
+            match std::fs::remove_file(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(AttachError::Pins { path, source }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Names of the interfaces that have pinned links.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn attached(&self) -> Result<Vec<String>, AttachError> {
+        let fail = |source| AttachError::Pins { path: self.links.clone(), source };
+        let entries = match std::fs::read_dir(&self.links) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(fail(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(fail)?.file_name();
+            if let Some((interface, _)) = name.to_str().and_then(|name| name.rsplit_once('-')) {
+                names.push(interface.to_owned());
+            }
+        }
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Detaches everything from an interface that stays. Only for uninstalling.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn detach(&self, interface: &str) -> Result<(), AttachError> {
+        match self.mode {
+            Mode::Tcx => self.forget(interface),
+            Mode::Clsact => clsact::detach(interface),
+        }
+    }
+
+    fn pin(&self, interface: &Interface, direction: Direction) -> PathBuf {
+        self.links.join(pin_name(&interface.name, direction))
+    }
+}
+
+/// File names in a bpf file system may have no dot.
+fn pin_name(interface: &str, direction: Direction) -> String {
+    format!("{}-{}", interface.replace('.', ":"), direction.name())
+}
