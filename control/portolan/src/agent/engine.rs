@@ -1,0 +1,292 @@
+//! Objects in, tables and routes out.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnetwork::IpNetwork;
+use portolan_abi::{Config, Words};
+use portolan_core::{V4, V6};
+use portolan_node::attach::Interface;
+use portolan_node::link::{Event, Links, RouteReport, SERVICE_DEVICE, ServiceSources, Watch};
+use portolan_node::maps::NodeFamily;
+use portolan_plan::{Changes, Extent, NodePlan};
+use portolan_source::Update;
+
+use super::Options;
+use super::network::Network;
+use super::programs::{Programs, Role};
+use super::state::{Core, Shared};
+use crate::metrics::Metrics;
+
+/// Seed of the flow hash. One for all nodes and versions: all have to choose alike.
+const SEED: u32 = 0x706f_7274;
+
+/// Index of `lo`: the first interface of every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// Brings the node to what the objects say.
+pub(super) struct Engine {
+    options: Options,
+    links: Links,
+    programs: Arc<Programs>,
+    shared: Arc<Shared>,
+    network: Arc<Network>,
+    metrics: Arc<Metrics>,
+    service_ifindex: u32,
+    uplinks: Vec<Interface>,
+}
+
+impl Engine {
+    pub(super) fn new(
+        options: &Options,
+        links: Links,
+        programs: Arc<Programs>,
+        (shared, network, metrics): (Arc<Shared>, Arc<Network>, Arc<Metrics>),
+        service_ifindex: u32,
+    ) -> Self {
+        let options = options.clone();
+        Self { options, links, programs, shared, network, metrics, service_ifindex, uplinks: Vec::new() }
+    }
+
+    /// Changes of interfaces from now on.
+    pub(super) async fn watch(&self) -> anyhow::Result<Watch> {
+        Ok(self.links.watch().await?)
+    }
+
+    /// Takes in what the source says.
+    pub(super) async fn update(&mut self, update: Update) {
+        let begun = Instant::now();
+        let (node, first) = tokio::task::block_in_place(|| self.change(update, begun));
+        if let Some(node) = node {
+            self.node(&node).await;
+        }
+        if first {
+            self.attach_own().await;
+            match self.network.restore().await {
+                Ok(pods) => tracing::info!(pods, "pods taken over"),
+                Err(err) => self.warn("pods", Some(format!("restoring pods: {err:#}"))),
+            }
+            self.shared.core().synced = true;
+        }
+        tokio::task::block_in_place(|| self.settle());
+    }
+
+    /// Objects to tables. The node's own plan comes back, if it changed or this is the first complete state, and
+    /// whether it is the first.
+    fn change(&self, update: Update, begun: Instant) -> (Option<NodePlan>, bool) {
+        let mut core = self.shared.core();
+        let first = !core.synced && update.synced;
+        let touched = core.store.apply_all(update.events);
+        core.refusals = update.refusals.iter().map(ToString::to_string).collect();
+        let Core { store, planner, synced, .. } = &mut *core;
+        let extent = if *synced { Extent::Touched(&touched) } else { Extent::All };
+        let changes = planner.plan(store, extent);
+        if changes.services.is_empty() && changes.node.is_none() && !first {
+            core.conditions = changes.conditions;
+            return (None, false);
+        }
+        self.metrics.count_changes(touched.services.len());
+        // The node first: whether a backend is the host itself depends on its addresses.
+        if let Some(node) = &changes.node {
+            let config = self.config(node);
+            let written = core.applier.set_node(config, &node.addresses);
+            note(&mut core, "node", written.map_err(Into::into));
+        }
+        apply(&mut core, &changes);
+        if first {
+            let swept = core.applier.sweep();
+            note(&mut core, "sweep", swept.map_err(Into::into));
+        }
+        core.last_sync = begun.elapsed();
+        core.syncs += 1;
+        self.metrics.observe_sync(core.last_sync);
+        tracing::info!(
+            services = changes.services.len(),
+            microseconds = core.last_sync.as_micros(),
+            "tables changed"
+        );
+        core.conditions = changes.conditions;
+        let node = if first { Some(core.planner.node().clone()) } else { changes.node };
+        (node, first)
+    }
+
+    /// What the packet path must know of the node.
+    fn config(&self, node: &NodePlan) -> Config {
+        let (first, last) = self.options.masquerade_range;
+        Config {
+            node_v4: node.addresses.iter().copied().find_map(V4::of).unwrap_or(Words::ZERO),
+            node_v6: node.addresses.iter().copied().find_map(V6::of).unwrap_or(Words::ZERO),
+            service_ifindex: self.service_ifindex,
+            masquerade_first: first,
+            masquerade_count: last - first + 1,
+            nodeport_first: self.options.node_port_range.0,
+            nodeport_last: self.options.node_port_range.1,
+            seed: SEED,
+        }
+    }
+
+    /// Addresses, routes and uplinks of the node. Each part goes on when another fails.
+    async fn node(&mut self, node: &NodePlan) {
+        if !node.pod_cidrs.is_empty() {
+            let set = tokio::task::block_in_place(|| self.network.set_pod_cidrs(node.pod_cidrs.clone()));
+            self.warn("podCIDRs", set.err().map(|err| format!("podCIDRs: {err}")));
+        }
+        let native: Vec<_> = node.routes.iter().map(|route| (route.prefix, route.via)).collect();
+        let routes = self.links.ensure_routes(&native, &node.pod_cidrs).await;
+        self.report("routes", routes);
+        let sources = ServiceSources {
+            v4: node.addresses.iter().find_map(|addr| match addr {
+                IpAddr::V4(addr) => Some(*addr),
+                IpAddr::V6(_) => None,
+            }),
+            v6: node.addresses.iter().find_map(|addr| match addr {
+                IpAddr::V6(addr) => Some(*addr),
+                IpAddr::V4(_) => None,
+            }),
+        };
+        // Without an address in a family, its packets would have no source that a backend could answer.
+        let has = |cidr: &&IpNetwork| if cidr.is_ipv4() { sources.v4.is_some() } else { sources.v6.is_some() };
+        let cidrs: Vec<IpNetwork> = self.options.service_cidrs.iter().filter(has).copied().collect();
+        let routes = self.links.ensure_service_routes(&cidrs, sources).await;
+        self.report("service routes", routes);
+        let skipped: Vec<String> =
+            node.skipped.iter().map(|s| format!("no route to {} of node {}: {}", s.prefix, s.node, s.reason)).collect();
+        self.warn("skipped routes", (!skipped.is_empty()).then(|| skipped.join("; ")));
+        self.find_uplinks(&node.addresses).await;
+    }
+
+    /// Attaches to uplinks that are new, and takes their MTU for pods.
+    async fn find_uplinks(&mut self, addresses: &[IpAddr]) {
+        let found = match self.links.uplinks(addresses).await {
+            Ok(found) => found,
+            Err(err) => return self.warn("uplinks", Some(format!("finding uplinks: {err}"))),
+        };
+        let smallest = found.iter().map(|uplink| uplink.mtu).min();
+        if let (0, Some(mtu)) = (self.options.mtu, smallest) {
+            self.network.set_mtu(mtu);
+        }
+        let uplinks: Vec<Interface> =
+            found.into_iter().map(|link| Interface { name: link.name, ifindex: link.ifindex }).collect();
+        let mut failed = None;
+        for uplink in uplinks.iter().filter(|uplink| !self.uplinks.contains(uplink)) {
+            match self.programs.attach(uplink, Role::Uplink) {
+                Ok(()) => tracing::info!(iface = uplink.name, "uplink attached"),
+                Err(err) => failed = Some(format!("uplink {}: {err}", uplink.name)),
+            }
+        }
+        if uplinks.is_empty() {
+            failed = Some("no interface carries this node's addresses or a default route".to_owned());
+        }
+        let mut core = self.shared.core();
+        core.interfaces.retain(|_, role| role != "uplink");
+        core.interfaces.extend(uplinks.iter().map(|uplink| (uplink.name.clone(), "uplink".to_owned())));
+        drop(core);
+        self.uplinks = if failed.is_none() { uplinks } else { Vec::new() };
+        self.warn("uplinks", failed);
+    }
+
+    /// The service device and loopback.
+    async fn attach_own(&mut self) {
+        let own = [(SERVICE_DEVICE, self.service_ifindex, Role::Service), ("lo", LOOPBACK, Role::Loopback)];
+        for (name, ifindex, role) in own {
+            let interface = Interface { name: name.to_owned(), ifindex };
+            let attached = self.programs.attach(&interface, role);
+            self.warn(name, attached.err().map(|err| format!("{name}: {err}")));
+            let role = if role == Role::Service { "service" } else { "loopback" };
+            self.shared.core().interfaces.insert(name.to_owned(), role.to_owned());
+        }
+    }
+
+    /// An interface or address of the node changed.
+    pub(super) async fn link_event(&mut self, event: Event) {
+        let ours = |name: &str| name.starts_with(portolan_node::link::HOST_PREFIX);
+        match event {
+            Event::Link(link) if ours(&link.name) => return,
+            Event::LinkGone(link) if ours(&link.name) => return,
+            Event::LinkGone(link) => {
+                // A later interface of the same name and index is another one.
+                self.uplinks.retain(|uplink| uplink.ifindex != link.ifindex);
+            }
+            _ => {}
+        }
+        if self.shared.core().synced {
+            let addresses = self.shared.core().planner.node().addresses.clone();
+            self.find_uplinks(&addresses).await;
+        }
+    }
+
+    /// Removes flows that are over.
+    pub(super) fn collect(&self) {
+        tokio::task::block_in_place(|| {
+            let mut core = self.shared.core();
+            match core.applier.collect(portolan_apply::ticks()) {
+                Ok(found) if found.expired + found.stale > 0 => {
+                    tracing::debug!(entries = found.seen, expired = found.expired, stale = found.stale, "flows");
+                }
+                Ok(_) => {}
+                Err(err) => tracing::error!(%err, "collecting flows"),
+            }
+        });
+    }
+
+    /// After a change is visible: what it took out of use becomes available again.
+    fn settle(&self) {
+        let stale = {
+            let mut core = self.shared.core();
+            let settled = core.applier.settle();
+            note(&mut core, "grace", settled.map_err(Into::into));
+            core.applier.has_stale_flows()
+        };
+        if stale {
+            self.collect();
+        }
+    }
+
+    fn report(&self, about: &'static str, result: Result<RouteReport, portolan_node::link::Error>) {
+        let warning = match result {
+            Ok(report) if report.failed.is_empty() => None,
+            Ok(report) => {
+                let lines: Vec<String> =
+                    report.failed.iter().map(|(route, err)| format!("{}: {err}", route.prefix)).collect();
+                Some(format!("{about}: {}", lines.join("; ")))
+            }
+            Err(err) => Some(format!("{about}: {err}")),
+        };
+        self.warn(about, warning);
+    }
+
+    /// Notes or clears a warning.
+    fn warn(&self, about: &'static str, warning: Option<String>) {
+        set_warning(&mut self.shared.core(), about, warning);
+    }
+}
+
+fn set_warning(core: &mut Core, about: &'static str, warning: Option<String>) {
+    match warning {
+        Some(warning) if core.warnings.get(about) == Some(&warning) => {}
+        Some(warning) => {
+            tracing::warn!(about, "{warning}");
+            core.warnings.insert(about, warning);
+        }
+        None => {
+            core.warnings.remove(about);
+        }
+    }
+}
+
+fn note(core: &mut Core, about: &'static str, result: anyhow::Result<()>) {
+    set_warning(core, about, result.err().map(|err| format!("{about}: {err:#}")));
+}
+
+/// Writes services, and remembers which did not fit.
+fn apply(core: &mut Core, changes: &Changes) {
+    match core.applier.apply(&changes.services) {
+        Ok(outcome) => {
+            core.refused.retain(|old| !changes.services.iter().any(|(key, _)| *key == old.service));
+            core.refused.extend(outcome.refused);
+            note(core, "tables", Ok(()));
+        }
+        Err(err) => note(core, "tables", Err(err.into())),
+    }
+}

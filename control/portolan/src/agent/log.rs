@@ -1,0 +1,16 @@
+//! The log: to stderr, as text or JSON.
+
+use tracing_subscriber::EnvFilter;
+
+use super::LogFormat;
+
+/// Starts logging. `RUST_LOG` chooses what; by default everything from `info` on.
+pub(super) fn init(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Fails only if a subscriber is set already, which then gets the log.
+    let _ = match format {
+        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}

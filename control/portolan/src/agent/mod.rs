@@ -1,0 +1,161 @@
+//! The agent: one process on each node that owns its tables, programs, interfaces and addresses.
+//!
+//! What it makes outlives it. A restart takes over what is there and corrects it by replacement.
+
+mod engine;
+mod install;
+mod log;
+mod network;
+mod options;
+mod programs;
+mod socket;
+mod state;
+mod uninstall;
+mod views;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use portolan_apply::Applier;
+use portolan_node::features::{Features, Places};
+use portolan_node::link::Links;
+use portolan_node::{Attacher, Mode, Object};
+use portolan_plan::Planner;
+use portolan_source::FilesSource;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::Global;
+use crate::metrics::{self, Metrics};
+use engine::Engine;
+use network::Network;
+pub use options::{LogFormat, Options, SourceSpec};
+use programs::Programs;
+use state::Shared;
+pub use uninstall::{UninstallOptions, uninstall};
+
+/// How often flows that are over are looked for.
+const COLLECT: Duration = Duration::from_secs(15);
+
+/// MTU while no uplink is known: Ethernet's.
+const DEFAULT_MTU: u32 = 1500;
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting: one line that says what is missing and what to do.
+pub fn run(options: Options, global: &Global) -> anyhow::Result<ExitCode> {
+    log::init(options.log_format);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(serve(options, global.clone()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
+    let features = probe(&options, &global)?;
+    let links = Links::new().context("opening netlink in the node's network namespace")?;
+    for change in links.prepare_node(options.node_ports()).await? {
+        tracing::info!(path = change.path, from = change.from, to = change.to, "sysctl set");
+    }
+    let mode = if features.tcx && !options.force_clsact { Mode::Tcx } else { Mode::Clsact };
+    let object = Object::load(Some(&global.pins), options.sizes())?;
+    let applier = Applier::open(object.tables()?)?;
+    let programs = Arc::new(Programs::new(object, Attacher::new(mode, &global.pins)));
+    let network = Arc::new(Network::new(links.clone(), Arc::clone(&programs), &options)?);
+    let rules = portolan_plan::Options { external_ips: options.external_ips };
+    let planner = Planner::with_options(&options.node_name, rules);
+    let shared = Arc::new(Shared::new(&options.node_name, mode, planner, applier));
+    let metrics = Arc::new(Metrics::new());
+    let service = links.ensure_service_device(service_mtu(&options, &links).await?).await?;
+    let parts = (Arc::clone(&shared), Arc::clone(&network), Arc::clone(&metrics));
+    let mut engine = Engine::new(&options, links, programs, parts, service.ifindex);
+
+    // Watch first, then read: what changes in between is not lost.
+    let mut events = engine.watch().await?;
+    let SourceSpec::Dir(directory) = &options.source;
+    let (mut updates, _source) =
+        FilesSource::start(directory).with_context(|| format!("watching {}", directory.display()))?;
+    // Bound now, so that a second agent or a taken port is found before anything is changed; served once the
+    // node is ready.
+    let mut listener = Some(socket::bind(&global.socket)?);
+    let mut http = Some(
+        TcpListener::bind(options.metrics)
+            .await
+            .with_context(|| format!("listening on {} for metrics: choose another --metrics", options.metrics))?,
+    );
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut collect = tokio::time::interval(COLLECT);
+    loop {
+        tokio::select! {
+            update = updates.recv() => match update {
+                Some(update) => engine.update(update).await,
+                None => bail!("the source of objects has ended"),
+            },
+            event = events.next() => engine.link_event(event?).await,
+            _ = collect.tick() => engine.collect(),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+        if !shared.core().synced {
+            continue;
+        }
+        if let Some(http) = http.take() {
+            tokio::spawn(serve_metrics(http, Arc::clone(&shared), Arc::clone(&network), Arc::clone(&metrics)));
+        }
+        if let Some(listener) = listener.take() {
+            socket::serve(listener, Arc::clone(&network), Arc::clone(&shared), &options).await?;
+            install::install(&options, &global)?;
+            tracing::info!(node = options.node_name, "ready");
+        }
+    }
+    // Programs, tables and links stay: the node goes on forwarding without us.
+    tracing::info!("stopped; the data plane goes on");
+    Ok(())
+}
+
+/// The smallest MTU of all uplinks: what is sent to a service may leave by any of them.
+async fn service_mtu(options: &Options, links: &Links) -> anyhow::Result<u32> {
+    if options.mtu != 0 {
+        return Ok(options.mtu);
+    }
+    let uplinks = links.uplinks(&[]).await?;
+    Ok(uplinks.iter().map(|uplink| uplink.mtu).min().unwrap_or(DEFAULT_MTU))
+}
+
+/// Checks what the node can do; every lack is one line.
+fn probe(options: &Options, global: &Global) -> anyhow::Result<Features> {
+    let bpffs = options.bpffs.clone().unwrap_or_else(|| mount_above(&global.pins));
+    let places = Places { bpffs, cgroup_root: options.cgroup_root.clone() };
+    Features::probe(&places).map_err(|unmet| {
+        let lines: Vec<String> = unmet.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("this node lacks what the data plane needs:\n  {}", lines.join("\n  "))
+    })
+}
+
+/// `/sys/fs/bpf` for a directory of pins below it, else the directory itself.
+fn mount_above(pins: &std::path::Path) -> std::path::PathBuf {
+    let usual = std::path::Path::new("/sys/fs/bpf");
+    if pins.starts_with(usual) { usual.into() } else { pins.into() }
+}
+
+async fn serve_metrics(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    network: Arc<Network>,
+    metrics: Arc<Metrics>,
+) {
+    let render = move || {
+        let outcomes = shared.core().applier.tables().counters().unwrap_or_default();
+        let text =
+            metrics.render(&views::status(&shared, &network), &views::services(&shared), &outcomes);
+        std::future::ready(text)
+    };
+    metrics::serve(listener, render).await;
+}

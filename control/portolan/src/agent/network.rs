@@ -1,0 +1,336 @@
+//! Pods' interfaces: what CNI asks for.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use ipnetwork::IpNetwork;
+use portolan_abi::{Endpoint, GATEWAY_MAC, endpoint_flag};
+use portolan_cni::server::{DelRequest, PodNetwork, PodRequest};
+use portolan_cni::spec::{Mac, PodAddress, Route};
+use portolan_cni::{Attached, AttachmentId, CniError, Code};
+use portolan_core::{V4, V6};
+use portolan_ipam::{Addresses, Allocation, Ipam, IpamError, Meta};
+use portolan_node::attach::Interface;
+use portolan_node::link::{self, CreateError, Links, Netns, PodLinkSpec};
+use portolan_node::maps::NodeFamily;
+use portolan_node::{AttachError, MapError, Tables};
+
+use super::Options;
+use super::programs::{Programs, Role};
+
+/// The pods of this node.
+pub(super) struct Network {
+    links: Links,
+    programs: Arc<Programs>,
+    tables: Tables,
+    state_dir: std::path::PathBuf,
+    mtu: AtomicU32,
+    /// Open once the node's podCIDRs are known.
+    ipam: RwLock<Option<Arc<Ipam>>>,
+}
+
+/// Why a pod's programs could not be put in place.
+#[derive(Debug, thiserror::Error)]
+enum PlaceError {
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+impl Network {
+    pub(super) fn new(links: Links, programs: Arc<Programs>, options: &Options) -> anyhow::Result<Self> {
+        let tables = programs.object().tables()?;
+        let mtu = AtomicU32::new(if options.mtu == 0 { 1500 } else { options.mtu });
+        let state_dir = options.state_dir.clone();
+        Ok(Self { links, programs, tables, state_dir, mtu, ipam: RwLock::new(None) })
+    }
+
+    /// The MTU of pods from now on.
+    pub(super) fn set_mtu(&self, mtu: u32) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Opens the addresses, or changes the podCIDRs that they come from.
+    pub(super) fn set_pod_cidrs(&self, cidrs: Vec<IpNetwork>) -> Result<(), IpamError> {
+        if let Some(ipam) = self.ipam() {
+            return ipam.configure(cidrs);
+        }
+        let ipam = Ipam::open(&self.state_dir.join("ipam"), cidrs)?;
+        *self.ipam.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(ipam));
+        Ok(())
+    }
+
+    pub(super) fn ipam(&self) -> Option<Arc<Ipam>> {
+        self.ipam.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts the programs and endpoints of all pods in place anew, after a start; takes out those of pods that are
+    /// gone. A pod that fails does not stop the others.
+    pub(super) async fn restore(&self) -> anyhow::Result<usize> {
+        let Some(ipam) = self.ipam() else { return Ok(0) };
+        let interfaces = self.links.interfaces().await?;
+        let mut live: HashSet<IpAddr> = HashSet::new();
+        let mut restored = 0;
+        for allocation in ipam.list() {
+            let host = &allocation.meta.host_ifname;
+            let Some(interface) = interfaces.iter().find(|interface| interface.name == *host) else { continue };
+            let interface = Interface { name: host.clone(), ifindex: interface.ifindex };
+            match self.place(&interface, &allocation) {
+                Ok(()) => {
+                    live.extend(allocation.addresses.iter());
+                    restored += 1;
+                }
+                Err(err) => tracing::error!(pod = allocation.meta.pod_name, iface = host, %err, "restoring a pod"),
+            }
+        }
+        self.forget_others(&live)?;
+        let names: HashSet<&str> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
+        for gone in self.programs.attached()?.iter().filter(|name| !names.contains(name.as_str())) {
+            self.programs.forget(gone)?;
+        }
+        Ok(restored)
+    }
+
+    fn forget_others(&self, live: &HashSet<IpAddr>) -> Result<(), MapError> {
+        fn prune<F: NodeFamily>(
+            table: &portolan_node::FamilyTables<F>,
+            live: &HashSet<IpAddr>,
+        ) -> Result<(), MapError> {
+            for (addr, _) in table.endpoints.dump()? {
+                if !live.contains(&F::ip(addr)) {
+                    table.endpoints.remove(&addr)?;
+                }
+            }
+            Ok(())
+        }
+        prune(&self.tables.v4, live)?;
+        prune(&self.tables.v6, live)
+    }
+
+    /// Attaches a pod's programs, then lets its addresses in.
+    fn place(&self, interface: &Interface, allocation: &Allocation) -> Result<(), PlaceError> {
+        self.programs.attach(interface, Role::Pod)?;
+        let mac = mac_of(&allocation.id);
+        let endpoint =
+            Endpoint { ifindex: interface.ifindex, mac: words(mac), flags: endpoint_flag::LIVE };
+        for addr in allocation.addresses.iter() {
+            if let Some(addr) = V4::of(addr) {
+                self.tables.v4.endpoints.insert(&addr, &endpoint)?;
+            } else if let Some(addr) = V6::of(addr) {
+                self.tables.v6.endpoints.insert(&addr, &endpoint)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn displace(&self, addresses: &Addresses) -> Result<(), MapError> {
+        for addr in addresses.iter() {
+            if let Some(addr) = V4::of(addr) {
+                self.tables.v4.endpoints.remove(&addr)?;
+            } else if let Some(addr) = V6::of(addr) {
+                self.tables.v6.endpoints.remove(&addr)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn spec(&self, request: &PodRequest, addresses: &Addresses) -> Result<PodLinkSpec, CniError> {
+        let netns = request
+            .netns
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|err| CniError::new(Code::Io, "keeping the pod's network namespace open").with_details(err.to_string()))?;
+        Ok(PodLinkSpec {
+            host_name: request.attachment.host_ifname(),
+            pod_ifname: request.attachment.ifname().to_owned(),
+            netns: Netns::from_fd(netns).map_err(|err| failed("opening the pod's network namespace", &err))?,
+            addresses: addresses.iter().collect(),
+            mac: mac_of(&request.attachment),
+            mtu: self.mtu.load(Ordering::Relaxed),
+        })
+    }
+
+    fn attached(&self, spec: &PodLinkSpec) -> Result<Attached, CniError> {
+        let mac = |bytes| Mac::new(bytes).map_err(|err| failed("making a MAC address", &err));
+        let addresses: Vec<PodAddress> = spec
+            .addresses
+            .iter()
+            .map(|addr| PodAddress { address: IpNetwork::from(*addr), gateway: Some(gateway(*addr)) })
+            .collect();
+        let default = |addr: &IpAddr| {
+            let any: IpAddr = match addr {
+                IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+            };
+            // A prefix length of zero is valid in both families.
+            IpNetwork::new(any, 0).ok().map(|dst| Route { dst, gw: Some(gateway(*addr)) })
+        };
+        Ok(Attached {
+            host_ifname: spec.host_name.clone(),
+            host_mac: mac(GATEWAY_MAC)?,
+            pod_mac: mac(spec.mac)?,
+            mtu: spec.mtu,
+            routes: spec.addresses.iter().filter_map(default).collect(),
+            addresses,
+        })
+    }
+
+    fn ready(&self) -> Result<Arc<Ipam>, CniError> {
+        self.ipam().ok_or_else(|| {
+            CniError::new(Code::TryAgainLater, "this node has no podCIDR yet")
+                .with_details("its Node object needs spec.podCIDRs; `portolan status` shows what the agent knows")
+        })
+    }
+
+    async fn connect(&self, spec: &PodLinkSpec, allocation: &Allocation) -> Result<(), CniError> {
+        let name = spec.host_name.clone();
+        let result = self
+            .links
+            .create_pod(spec, async |ifindex| self.place(&Interface { name: name.clone(), ifindex }, allocation))
+            .await;
+        match result {
+            Ok(_) => Ok(()),
+            Err(CreateError::Link(err @ link::Error::Exists { .. })) => {
+                Err(CniError::new(Code::InterfaceExists, "the interface is there already").with_details(err.to_string()))
+            }
+            Err(err) => Err(failed("making the pod's interface", &err)),
+        }
+    }
+
+    async fn remove(&self, id: &AttachmentId) -> Result<(), CniError> {
+        let host = id.host_ifname();
+        let held = self.ipam().and_then(|ipam| ipam.get(id));
+        // Endpoints first: nothing is delivered to an interface that is about to go.
+        if let Some(held) = &held {
+            self.displace(&held.addresses).map_err(|err| failed("taking the pod's addresses out", &err))?;
+        }
+        self.links.delete_pod(&host).await.map_err(|err| failed("removing the pod's interface", &err))?;
+        self.programs.forget(&host).map_err(|err| failed("removing the pod's links", &err))?;
+        if let Some(ipam) = self.ipam() {
+            tokio::task::block_in_place(|| ipam.release(id, SystemTime::now()))
+                .map_err(|err| failed("releasing the pod's addresses", &err))?;
+        }
+        Ok(())
+    }
+}
+
+impl PodNetwork for Network {
+    async fn add(&self, request: PodRequest) -> Result<Attached, CniError> {
+        let ipam = self.ready()?;
+        let id = &request.attachment;
+        let known = ipam.get(id).is_some();
+        let meta = Meta {
+            network: request.network.clone(),
+            pod_namespace: request.pod.namespace.clone(),
+            pod_name: request.pod.name.clone(),
+            pod_uid: request.pod.uid.clone(),
+            netns: request.netns.path().to_owned(),
+            host_ifname: id.host_ifname(),
+            mac: mac_text(mac_of(id)),
+        };
+        let addresses = tokio::task::block_in_place(|| ipam.allocate(id, meta.clone(), SystemTime::now()))
+            .map_err(|err| allocation_failed(&err))?;
+        let allocation = Allocation { id: id.clone(), addresses, meta };
+        let spec = self.spec(&request, &addresses)?;
+        let result = match self.connect(&spec, &allocation).await {
+            Ok(()) => self.attached(&spec),
+            Err(err) => Err(err),
+        };
+        // What another ADD holds under this name stays with it.
+        if let Err(err) = &result {
+            if !(known || err.code == Code::InterfaceExists) {
+                if let Err(undo) = self.remove(id).await {
+                    tracing::error!(container = id.container(), err = %undo, "undoing a failed ADD");
+                }
+            }
+        }
+        result
+    }
+
+    async fn del(&self, request: DelRequest) -> Result<(), CniError> {
+        self.remove(&request.attachment).await
+    }
+
+    async fn check(&self, request: PodRequest) -> Result<Attached, CniError> {
+        let held = self.ready()?.get(&request.attachment).ok_or_else(|| {
+            CniError::new(Code::UnknownContainer, "no pod was added under this container id and interface")
+        })?;
+        let spec = self.spec(&request, &held.addresses)?;
+        self.links.check_pod(&spec).await.map_err(|err| {
+            CniError::new(Code::CheckFailed, "the pod's interface is not as it was made").with_details(err.to_string())
+        })?;
+        self.attached(&spec)
+    }
+
+    async fn gc(&self, network: String, valid: HashSet<AttachmentId>) -> Result<(), CniError> {
+        let ipam = self.ready()?;
+        let stale = ipam
+            .list()
+            .into_iter()
+            .filter(|allocation| allocation.meta.network == network && !valid.contains(&allocation.id));
+        let mut failures = Vec::new();
+        for allocation in stale {
+            if let Err(err) = self.remove(&allocation.id).await {
+                failures.push(format!("{} {}: {err}", allocation.id.container(), allocation.id.ifname()));
+            }
+        }
+        if failures.is_empty() {
+            return Ok(());
+        }
+        Err(CniError::new(Code::Io, "removing stale attachments").with_details(failures.join("; ")))
+    }
+
+    async fn status(&self) -> Result<(), CniError> {
+        let ipam = match self.ready() {
+            Ok(ipam) => ipam,
+            Err(err) => return Err(CniError { code: Code::NotAvailable, ..err }),
+        };
+        if let Some(full) = ipam.available().iter().find(|pool| pool.available == 0) {
+            return Err(CniError::new(Code::NotAvailable, format!("no free address in {}", full.cidr))
+                .with_details("delete pods or give the node another podCIDR"));
+        }
+        ipam.health().map_err(|err| CniError::new(Code::NotAvailable, err.to_string()))
+    }
+}
+
+fn allocation_failed(err: &IpamError) -> CniError {
+    let code = match err {
+        IpamError::Exhausted { .. } => Code::AddressesExhausted,
+        _ => Code::Io,
+    };
+    CniError::new(code, "allocating addresses").with_details(err.to_string())
+}
+
+/// An error with its causes as details.
+fn failed(doing: &str, err: &dyn std::error::Error) -> CniError {
+    let mut details = err.to_string();
+    let mut source = err.source();
+    while let Some(cause) = source {
+        details = format!("{details}: {cause}");
+        source = cause.source();
+    }
+    CniError::new(Code::Io, doing).with_details(details)
+}
+
+fn gateway(addr: IpAddr) -> IpAddr {
+    if addr.is_ipv4() { link::GATEWAY_V4 } else { link::GATEWAY_V6 }
+}
+
+/// The MAC address of a pod's interface, from its attachment: locally administered, the same after a restart.
+pub(super) fn mac_of(id: &AttachmentId) -> [u8; 6] {
+    let [.., a, b, c, d, e] = id.digest().to_be_bytes();
+    [0x02, a, b, c, d, e]
+}
+
+pub(super) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn words([a, b, c, d, e, f]: [u8; 6]) -> [u16; 3] {
+    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
+}

@@ -1,0 +1,64 @@
+//! What the agent knows: objects, plan, and what is in the kernel.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use portolan_apply::{Applier, Refused};
+use portolan_model::Store;
+use portolan_node::Mode;
+use portolan_plan::{Condition, Planner};
+
+/// From objects to tables. One lock: whoever holds it sees all three agree.
+pub(super) struct Core {
+    pub(super) store: Store,
+    pub(super) planner: Planner,
+    pub(super) applier: Applier,
+    pub(super) conditions: Vec<Condition>,
+    /// Services that did not fit.
+    pub(super) refused: Vec<Refused>,
+    /// Documents that were not understood.
+    pub(super) refusals: Vec<String>,
+    /// Things the operator should know, by what they are about.
+    pub(super) warnings: BTreeMap<&'static str, String>,
+    /// Interfaces with programs, by what they are.
+    pub(super) interfaces: BTreeMap<String, String>,
+    /// The desired state was complete in the kernel once.
+    pub(super) synced: bool,
+    pub(super) last_sync: Duration,
+    pub(super) syncs: u64,
+}
+
+/// What all parts of the agent share.
+pub(super) struct Shared {
+    pub(super) started: Instant,
+    pub(super) node: String,
+    pub(super) mode: Mode,
+    core: Mutex<Core>,
+}
+
+impl Shared {
+    pub(super) fn new(node: &str, mode: Mode, planner: Planner, applier: Applier) -> Self {
+        let core = Core {
+            store: Store::default(),
+            planner,
+            applier,
+            conditions: Vec::new(),
+            refused: Vec::new(),
+            refusals: Vec::new(),
+            warnings: BTreeMap::new(),
+            interfaces: BTreeMap::new(),
+            synced: false,
+            last_sync: Duration::ZERO,
+            syncs: 0,
+        };
+        Self { started: Instant::now(), node: node.to_owned(), mode, core: Mutex::new(core) }
+    }
+
+    /// Never held across an await: changes are short, and views copy what they show.
+    pub(super) fn core(&self) -> MutexGuard<'_, Core> {
+        // A panic while the lock was held may have left plan and kernel apart; both are corrected by the next
+        // change, and going on serves better than failing every request.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,94 @@
+//! Removing everything that the agent made on a node.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use portolan_node::link::{Links, SERVICE_DEVICE};
+use portolan_node::{Attacher, Mode};
+
+use super::install::{CONFLIST, PLUGIN};
+use crate::cli::Global;
+
+/// Options of `portolan uninstall`. Give the same directories as to the agent.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Example:\n  portolan uninstall")]
+pub struct UninstallOptions {
+    /// Durable state, removed as well
+    #[arg(long, default_value = "/var/lib/portolan")]
+    pub state_dir: PathBuf,
+    /// Where the CNI configuration was written
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Where the CNI plugin was installed
+    #[arg(long, default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// Keep the addresses given to pods
+    #[arg(long)]
+    pub keep_state: bool,
+}
+
+/// Removes configuration, programs, interfaces, routes, tables and state, in this order. Goes on after failures.
+///
+/// # Errors
+/// An agent still runs, or something could not be removed; every failure is in the message.
+pub fn uninstall(options: &UninstallOptions, global: &Global) -> anyhow::Result<ExitCode> {
+    if std::os::unix::net::UnixStream::connect(&global.socket).is_ok() {
+        anyhow::bail!("the agent is running: stop it first (it would make everything again)");
+    }
+    let mut failures: Vec<String> = Vec::new();
+    let mut note = |what: &str, result: anyhow::Result<()>| {
+        if let Err(err) = result {
+            failures.push(format!("{what}: {err:#}"));
+        }
+    };
+    // First of all no new pod may come.
+    note("CNI configuration", remove_file(&options.cni_conf_dir.join(CONFLIST)));
+    note("CNI plugin", remove_file(&options.cni_bin_dir.join(PLUGIN)));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    note("interfaces", runtime.block_on(detach_and_remove(global)));
+    note("pins", remove_directory(&global.pins));
+    note("socket", remove_file(&global.socket));
+    if !options.keep_state {
+        note("state", remove_directory(&options.state_dir));
+    }
+    if failures.is_empty() {
+        println!("removed: programs, tables, interfaces, routes, CNI configuration and state");
+        return Ok(ExitCode::SUCCESS);
+    }
+    anyhow::bail!("not everything could be removed; mend this and run it again:\n  {}", failures.join("\n  "))
+}
+
+/// Detaches from what stays (uplinks and loopback), removes what is ours.
+async fn detach_and_remove(global: &Global) -> anyhow::Result<()> {
+    let links = Links::new()?;
+    let tcx = Attacher::new(Mode::Tcx, &global.pins);
+    for name in tcx.attached()? {
+        tcx.detach(&name)?;
+    }
+    let clsact = Attacher::new(Mode::Clsact, &global.pins);
+    for interface in links.interfaces().await? {
+        let ours = interface.name == SERVICE_DEVICE || interface.name.starts_with("ptl");
+        if !ours {
+            // Only filters with our priority and handle are removed.
+            clsact.detach(&interface.name)?;
+        }
+    }
+    links.uninstall().await.context("removing interfaces and routes")
+}
+
+fn remove_file(path: &Path) -> anyhow::Result<()> {
+    ignore_missing(std::fs::remove_file(path)).with_context(|| path.display().to_string())
+}
+
+fn remove_directory(path: &Path) -> anyhow::Result<()> {
+    ignore_missing(std::fs::remove_dir_all(path)).with_context(|| path.display().to_string())
+}
+
+fn ignore_missing(result: std::io::Result<()>) -> std::io::Result<()> {
+    match result {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,153 @@
+//! What the agent tells about itself.
+
+use std::collections::BTreeMap;
+
+use portolan_node::Mode;
+use portolan_plan::{Scope, ServicePort};
+
+use super::network::{Network, mac_of, mac_text};
+use super::state::{Core, Shared};
+use crate::api::{BackendView, CidrView, FrontendView, PodView, PortView, ServiceView, Status};
+use portolan_apply::PortState;
+
+pub(super) fn status(shared: &Shared, network: &Network) -> Status {
+    let core = shared.core();
+    let node = core.planner.node();
+    let ipam = network.ipam();
+    let mut not_ready = Vec::new();
+    if !core.synced {
+        not_ready.push("the objects have not been read yet".to_owned());
+    }
+    if ipam.is_none() {
+        not_ready.push(format!(
+            "node {} has no podCIDR: its Node object needs spec.podCIDRs before pods can be added",
+            shared.node
+        ));
+    }
+    if node.addresses.is_empty() {
+        not_ready.push(format!("node {} has no InternalIP in its Node object's status.addresses", shared.node));
+    }
+    let cidr = |pool: portolan_ipam::Availability| CidrView {
+        cidr: pool.cidr.to_string(),
+        used: pool.used.to_string(),
+        capacity: pool.capacity.to_string(),
+    };
+    let refused = core.refused.iter().map(|refused| format!("{}: TableFull: {}", refused.service, refused.reason));
+    let conditions = core.conditions.iter().map(condition);
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: shared.node.clone(),
+        ready: not_ready.is_empty(),
+        not_ready,
+        uptime_seconds: shared.started.elapsed().as_secs(),
+        addresses: node.addresses.clone(),
+        pod_cidrs: ipam.iter().flat_map(|ipam| ipam.available()).map(cidr).collect(),
+        attach_mode: match shared.mode {
+            Mode::Tcx => "tcx".to_owned(),
+            Mode::Clsact => "clsact".to_owned(),
+        },
+        interfaces: core.interfaces.clone(),
+        services: core.planner.desired().count(),
+        pods: ipam.as_ref().map_or(0, |ipam| ipam.list().len()),
+        routes: node.routes.len(),
+        tables: tables(&core),
+        refused_documents: core.refusals.clone(),
+        conditions: conditions.chain(refused).collect(),
+        warnings: core.warnings.values().cloned().collect(),
+        last_sync_microseconds: u64::try_from(core.last_sync.as_micros()).unwrap_or(u64::MAX),
+        syncs: core.syncs,
+    }
+}
+
+fn condition(condition: &portolan_plan::Condition) -> String {
+    format!("{}: {}: {}", condition.service, condition.reason.as_str(), condition.message)
+}
+
+fn tables(core: &Core) -> BTreeMap<String, (u64, u64)> {
+    let usage = core.applier.usage();
+    [
+        ("services", usage.services),
+        ("slots", usage.slots),
+        ("frontends-v4", usage.frontends_v4),
+        ("frontends-v6", usage.frontends_v6),
+        ("backends-v4", usage.backends_v4),
+        ("backends-v6", usage.backends_v6),
+    ]
+    .into_iter()
+    .map(|(name, (used, all))| (name.to_owned(), (u64::from(used), u64::from(all))))
+    .collect()
+}
+
+/// All services, sorted by namespace and name.
+pub(super) fn services(shared: &Shared) -> Vec<ServiceView> {
+    let core = shared.core();
+    let mut views: Vec<ServiceView> = core
+        .applier
+        .services()
+        .map(|(key, plan, states)| ServiceView {
+            namespace: key.namespace().to_owned(),
+            name: key.name().to_owned(),
+            ports: plan.ports.iter().zip(&states).map(|(port, state)| port_view(port, state)).collect(),
+            conditions: core
+                .conditions
+                .iter()
+                .filter(|condition| condition.service == *key)
+                .map(|condition| format!("{}: {}", condition.reason.as_str(), condition.message))
+                .chain(
+                    core.refused
+                        .iter()
+                        .filter(|refused| refused.service == *key)
+                        .map(|refused| format!("TableFull: {}", refused.reason)),
+                )
+                .collect(),
+        })
+        .collect();
+    views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    views
+}
+
+fn port_view(port: &ServicePort, state: &PortState) -> PortView {
+    let frontends = port.frontends.iter().map(|frontend| FrontendView {
+        kind: match frontend.scope {
+            Scope::ClusterIp => "ClusterIP",
+            Scope::NodePort => "NodePort",
+            Scope::LoadBalancer => "LoadBalancer",
+            Scope::External => "ExternalIP",
+        }
+        .to_owned(),
+        address: frontend.addr,
+        port: frontend.port,
+    });
+    let backends = port.cluster.iter().zip(&state.backends).map(|(backend, (_, flows))| BackendView {
+        address: backend.addr,
+        port: backend.port,
+        local: backend.local,
+        flows: *flows,
+    });
+    PortView {
+        name: port.name.port.to_string(),
+        protocol: port.name.protocol.to_string(),
+        family: port.name.family.to_string(),
+        frontends: frontends.collect(),
+        backends: backends.collect(),
+        flows: state.picked,
+        internal_local: port.internal_local,
+        external_local: port.external_local,
+        affinity: port.affinity,
+    }
+}
+
+/// All pods of this node, by attachment.
+pub(super) fn pods(network: &Network) -> Vec<PodView> {
+    let allocations = network.ipam().map(|ipam| ipam.list()).unwrap_or_default();
+    let view = |allocation: portolan_ipam::Allocation| PodView {
+        namespace: allocation.meta.pod_namespace,
+        name: allocation.meta.pod_name,
+        container: allocation.id.container().to_owned(),
+        interface: allocation.id.ifname().to_owned(),
+        host_interface: allocation.meta.host_ifname,
+        addresses: allocation.addresses.iter().collect(),
+        mac: mac_text(mac_of(&allocation.id)),
+    };
+    allocations.into_iter().map(view).collect()
+}

@@ -1,0 +1,180 @@
+//! What the agent tells the command line over its socket: one JSON request a line, one JSON reply a line.
+//!
+//! CNI requests share the socket; see `portolan_cni::proto`. These are the views for people and scripts; `-o json`
+//! prints them as they are, so their field names are an interface.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// A question to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Query {
+    /// [`Status`].
+    Status,
+    /// All [`ServiceView`]s.
+    Services,
+    /// All [`PodView`]s.
+    Pods,
+}
+
+/// One line of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The question.
+    pub query: Query,
+}
+
+/// The agent's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reply {
+    /// To [`Query::Status`].
+    Status(Box<Status>),
+    /// To [`Query::Services`].
+    Services(Vec<ServiceView>),
+    /// To [`Query::Pods`].
+    Pods(Vec<PodView>),
+    /// The question was not understood or could not be answered.
+    Error(String),
+}
+
+/// The agent and its node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Name of the node.
+    pub node: String,
+    /// Whether pods can be added and services are as desired.
+    pub ready: bool,
+    /// Why not, if not.
+    pub not_ready: Vec<String>,
+    /// Seconds since the agent started.
+    pub uptime_seconds: u64,
+    /// Addresses of the node.
+    pub addresses: Vec<IpAddr>,
+    /// podCIDRs of the node with addresses used and available.
+    pub pod_cidrs: Vec<CidrView>,
+    /// How programs are attached: `tcx` or `clsact`.
+    pub attach_mode: String,
+    /// Interfaces with programs, by what they are: `uplink`, `service`, `loopback`; pods are not listed.
+    pub interfaces: BTreeMap<String, String>,
+    /// Number of services (objects), pods on this node, routes to other nodes.
+    pub services: usize,
+    /// Number of pods on this node.
+    pub pods: usize,
+    /// Number of routes to other nodes' podCIDRs.
+    pub routes: usize,
+    /// How full each table is: name → (used, capacity).
+    pub tables: BTreeMap<String, (u64, u64)>,
+    /// Documents of the source that were refused: `file:line: object: field: reason`.
+    pub refused_documents: Vec<String>,
+    /// Conditions of services: `namespace/name: Reason: message`.
+    pub conditions: Vec<String>,
+    /// Things the operator should know.
+    pub warnings: Vec<String>,
+    /// Microseconds that the last change took from being read to being visible to packets.
+    pub last_sync_microseconds: u64,
+    /// Number of changes applied.
+    pub syncs: u64,
+}
+
+/// A podCIDR.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CidrView {
+    /// The prefix.
+    pub cidr: String,
+    /// Addresses in use.
+    pub used: String,
+    /// Addresses there are.
+    pub capacity: String,
+}
+
+/// One service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceView {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// One for each port and family.
+    pub ports: Vec<PortView>,
+    /// What of it is not served, and why.
+    pub conditions: Vec<String>,
+}
+
+/// One port of a service in one family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortView {
+    /// Name of the port; may be empty.
+    pub name: String,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// `IPv4` or `IPv6`.
+    pub family: String,
+    /// Where clients send to.
+    pub frontends: Vec<FrontendView>,
+    /// Who answers.
+    pub backends: Vec<BackendView>,
+    /// Flows opened.
+    pub flows: u64,
+    /// `internalTrafficPolicy: Local`.
+    pub internal_local: bool,
+    /// `externalTrafficPolicy: Local`.
+    pub external_local: bool,
+    /// Session affinity in seconds, if on.
+    pub affinity: Option<u32>,
+}
+
+/// A frontend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FrontendView {
+    /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalIP`.
+    pub kind: String,
+    /// The address; absent: every address of the node.
+    pub address: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendView {
+    /// The address.
+    pub address: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// It runs on this node.
+    pub local: bool,
+    /// Flows opened to it.
+    pub flows: u64,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodView {
+    /// Namespace; empty if the runtime did not say.
+    pub namespace: String,
+    /// Name; empty if the runtime did not say.
+    pub name: String,
+    /// Container id.
+    pub container: String,
+    /// Interface in the pod.
+    pub interface: String,
+    /// Interface on the host's side.
+    pub host_interface: String,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// MAC address.
+    pub mac: String,
+}

@@ -1,0 +1,6 @@
+//! The agent and the command line of Portolan.
+
+pub mod agent;
+pub mod api;
+pub mod cli;
+pub mod metrics;
