@@ -7,6 +7,7 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_skb_pull_data};
 use aya_ebpf::programs::TcContext;
 use portolan_abi::counter;
+use portolan_core::icmp::Finding;
 use portolan_core::{
     Choice, Family, Hook, New, Reason, Short, V4, V6, Verdict, decide_error, decide_known, decide_new,
     decide_other, established,
@@ -46,6 +47,7 @@ macro_rules! family {
             /// The short way, then the long one, each step only where the one before has not decided.
             #[inline(always)]
             pub fn steps(skb: *mut __sk_buff, hook: Hook) -> u64 {
+                pull::<$family>(skb);
                 let mut done = short(skb, hook);
                 if done == Done::NEWS {
                     done = known(skb, hook);
@@ -56,7 +58,7 @@ macro_rules! family {
                         done = open(skb, hook, choice.service, choice.backend);
                     }
                     if done == Done::NEWS {
-                        done = known(skb, hook);
+                        done = opened(known(skb, hook));
                     }
                 }
                 if done == Done::UNKNOWN {
@@ -141,7 +143,6 @@ fn known<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
 /// TCP and UDP of no flow.
 #[inline(always)]
 fn new<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
-    pull::<F>(skb);
     let frame = Linear::new(skb);
     match decide_new::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb)) {
         New::Verdict(verdict) => apply::untouched(skb, hook, verdict).0,
@@ -161,14 +162,22 @@ fn open<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: Choice) -> u64 {
     }
 }
 
+/// What [`known`] says about a packet whose flow was just opened. Entries that are gone again are no way to the
+/// host's stack.
+#[inline(always)]
+fn opened(done: u64) -> u64 {
+    if done == Done::UNKNOWN { Done::new(Reason::FlowTable as u32, TC_ACT_SHOT).0 } else { done }
+}
+
 /// ICMP errors about flows.
 #[inline(always)]
 fn error<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
     let frame = Linear::new(skb);
-    match decide_error::<F, _, _>(&frame, &Maps::new(skb)) {
-        Some(Verdict::ForwardError(translation, exit)) => apply::error::<F>(skb, hook, &translation, exit).0,
-        Some(verdict) => apply::untouched(skb, hook, verdict).0,
-        None => Done::UNKNOWN,
+    let errand = decide_error::<F, _, _>(&frame, &Maps::new(skb));
+    match errand.finding {
+        Finding::Flow => apply::error::<F>(skb, hook, &errand.translation, errand.exit).0,
+        Finding::Expired => Done::new(Reason::Ttl as u32, TC_ACT_SHOT).0,
+        Finding::Foreign => Done::UNKNOWN,
     }
 }
 

@@ -64,9 +64,7 @@ where
     }
 
     /// The keys of a port's frontends.
-    pub(crate) fn keys<'a>(
-        port: &'a ServicePort,
-    ) -> impl Iterator<Item = (FrontendKey<F::Addr>, &'a FrontendAddr)> {
+    pub(crate) fn keys(port: &ServicePort) -> impl Iterator<Item = (FrontendKey<F::Addr>, &FrontendAddr)> {
         let proto = match port.name.protocol {
             Protocol::Tcp => proto::TCP,
             Protocol::Udp => proto::UDP,

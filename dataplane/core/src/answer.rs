@@ -30,8 +30,9 @@ impl<F: Family> Rejection<F> {
             return Self::reset(packet, tcp::RST, segment.ack, 0);
         }
         let data = u32::from(packet.len.wrapping_sub(segment.header));
-        let opens = u32::from(segment.flags & tcp::SYN != 0);
-        Self::reset(packet, tcp::RST | tcp::ACK, 0, segment.seq.wrapping_add(data).wrapping_add(opens))
+        // SYN and FIN take a place in the sequence each (RFC 9293 3.4).
+        let ends = u32::from(segment.flags & tcp::SYN != 0) + u32::from(segment.flags & tcp::FIN != 0);
+        Self::reset(packet, tcp::RST | tcp::ACK, 0, segment.seq.wrapping_add(data).wrapping_add(ends))
     }
 
     #[inline(always)]

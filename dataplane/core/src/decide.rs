@@ -4,6 +4,7 @@ use portolan_abi::{Flow, counter, frontend_flag, state};
 
 use crate::answer::Rejection;
 use crate::conntrack::{self, is_closed, is_quiet, next_state};
+use crate::icmp::Errand;
 use crate::service::{
     Asked, Choice, choose, forwarded, has_backend, mark, reject, resolve, restore_reply, track, way_back,
 };
@@ -34,7 +35,7 @@ pub fn decide<F: Family, T: Tables<F>, P: Frame>(
             },
             Err(reason) => Verdict::Drop(reason),
         },
-        New::Other => match decide_error(frame, tables) {
+        New::Other => match decide_error(frame, tables).verdict() {
             Some(verdict) => verdict,
             None => decide_other(hook, ifindex, frame, tables),
         },
@@ -125,13 +126,13 @@ pub fn open<F: Family, T: Tables<F>, P: Frame>(
     }
 }
 
-/// The part of [`decide`] for ICMP errors about flows in the table; `None` for all else. The packet's addresses
-/// have been checked by [`decide_new`].
+/// The part of [`decide`] for ICMP errors about flows in the table. The packet's addresses have been checked by
+/// [`decide_new`].
 #[inline(always)]
-pub fn decide_error<F: Family, T: Tables<F>, P: Frame>(frame: &P, tables: &T) -> Option<Verdict<F>> {
+pub fn decide_error<F: Family, T: Tables<F>, P: Frame>(frame: &P, tables: &T) -> Errand<F> {
     let packet = parse::<F, P>(frame);
     if packet.kind != Kind::IcmpError {
-        return None;
+        return Errand::foreign();
     }
     icmp::error(&packet, frame, tables)
 }
@@ -149,7 +150,8 @@ pub fn decide_other<F: Family, T: Tables<F>, P: Frame>(
         Kind::Echo => icmp::echo(hook, ifindex, &packet, tables),
         Kind::Fragment => refuse_opaque(hook, &packet, Reason::Fragment, tables),
         Kind::Options => refuse_opaque(hook, &packet, Reason::Options, tables),
-        Kind::Protocol => refuse_opaque(hook, &packet, Reason::Protocol, tables),
+        // An error about a flow has its verdict already; a service address itself has no use for one.
+        Kind::Protocol | Kind::IcmpError => refuse_opaque(hook, &packet, Reason::Protocol, tables),
         _ => None,
     };
     match ours {
@@ -161,7 +163,8 @@ pub fn decide_other<F: Family, T: Tables<F>, P: Frame>(
 /// What [`established`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Short<F: Family> {
-    /// A packet that tells nothing new about its flow: what [`decide`] would say.
+    /// A packet that tells nothing new about its flow: what [`decide`] would say, except that a UDP flow whose
+    /// backend is gone moves with the next tick only.
     Verdict(Packet<F>, Verdict<F>),
     /// A packet of a flow in the table: ask [`decide_known`] first.
     News,
@@ -243,10 +246,10 @@ fn direct<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T) -
     if hook == Hook::Service {
         return Verdict::Drop(Reason::UnknownService);
     }
-    if hook.is_ingress() {
-        if let Some(endpoint) = tables.endpoint(&packet.key.dst) {
-            return Verdict::Deliver(Exit::pod(&endpoint));
-        }
+    if hook.is_ingress()
+        && let Some(endpoint) = tables.endpoint(&packet.key.dst)
+    {
+        return Verdict::Deliver(Exit::pod(&endpoint));
     }
     Verdict::Pass(match packet.kind {
         Kind::Fragment => counter::PASSED_FRAGMENT,

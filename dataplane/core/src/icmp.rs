@@ -52,24 +52,69 @@ impl<F: Family> Translation<F> {
     }
 }
 
-/// Decides on an ICMP error; `None` if it is not about a flow of ours.
+/// What to do with an ICMP error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Nothing: it is not about a flow of ours.
+    Foreign,
+    /// Drop it: its time to live ran out.
+    Expired,
+    /// Translate it and send it.
+    Flow,
+}
+
+/// The decision on an ICMP error. Everything in it always has a value, for the reason that [`Kind`] gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errand<F: Family> {
+    /// What to do.
+    pub finding: Finding,
+    /// How to translate it.
+    pub translation: Translation<F>,
+    /// Where to send it.
+    pub exit: Exit,
+}
+
+impl<F: Family> Errand<F> {
+    /// Not about a flow of ours.
+    #[inline(always)]
+    #[must_use]
+    pub fn foreign() -> Self {
+        let nobody = F::Addr::UNSPECIFIED;
+        let (src, dst, quoted_dst) = (nobody, nobody, nobody);
+        let translation =
+            Translation { src, dst, quoted_dst, ports: 0, ttl: 0, difference: 0, pseudo: 0 };
+        Self { finding: Finding::Foreign, translation, exit: Exit::STACK }
+    }
+
+    /// As a verdict; `None` if it is not about a flow of ours.
+    #[inline(always)]
+    pub fn verdict(self) -> Option<Verdict<F>> {
+        match self.finding {
+            Finding::Foreign => None,
+            Finding::Expired => Some(Verdict::Drop(Reason::Ttl)),
+            Finding::Flow => Some(Verdict::ForwardError(self.translation, self.exit)),
+        }
+    }
+}
+
+/// Decides on an ICMP error.
 #[inline(always)]
 pub(crate) fn error<F: Family, T: Tables<F>, P: Frame>(
     packet: &Packet<F>,
     frame: &P,
     tables: &T,
-) -> Option<Verdict<F>> {
-    let quoted = quoted_key::<F, P>(frame)?;
+) -> Errand<F> {
+    let Some(quoted) = quoted_key::<F, P>(frame) else { return Errand::foreign() };
+    // Whom the error is sent to, not whom it quotes: nobody reaches into the flow of a third one. Where the two
+    // differ, the quoted address is replaced by the right one.
     let travel =
-        FlowKey { src: quoted.dst, dst: quoted.src, ports: swap_ports(quoted.ports), proto: quoted.proto };
-    let (flow, _) = tables.flow(&travel)?;
+        FlowKey { src: quoted.dst, dst: packet.key.dst, ports: swap_ports(quoted.ports), proto: quoted.proto };
+    let Some((flow, _)) = tables.flow(&travel) else { return Errand::foreign() };
     let exit = Exit::of_flow(&flow);
     let routed = exit.kind == portolan_abi::exit::UPLINK;
-    if routed && packet.ttl <= 1 {
-        return Some(Verdict::Drop(Reason::Ttl));
-    }
-    let ttl = if routed { packet.ttl - 1 } else { packet.ttl };
-    Some(Verdict::ForwardError(translate(packet, &quoted, &flow, ttl), exit))
+    let finding = if routed && packet.ttl <= 1 { Finding::Expired } else { Finding::Flow };
+    let ttl = packet.ttl.saturating_sub(u8::from(routed));
+    Errand { finding, translation: translate(packet, &quoted, &flow, ttl), exit }
 }
 
 /// The flow of the quoted packet, as it was on the wire.

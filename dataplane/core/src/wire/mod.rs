@@ -144,6 +144,9 @@ impl<F: Family> Packet<F> {
     }
 }
 
+/// Room for the transport header in a packet whose IP header cannot tell its length.
+const BEYOND: u32 = u32::MAX;
+
 /// Reads a packet.
 #[inline(always)]
 pub fn parse<F: Family, P: Frame>(frame: &P) -> Packet<F> {
@@ -158,7 +161,12 @@ pub fn parse<F: Family, P: Frame>(frame: &P) -> Packet<F> {
     } else if fields.kind != Kind::Protocol {
         Transport::none(fields.kind)
     } else {
-        transport::<F, P>(frame, fields.proto, fields.len)
+        // The frame may be padded, so its length says nothing about the packet's, but for one over 64 KiB.
+        let room = match fields.len {
+            0 if frame.len() > u32::from(u16::MAX) => BEYOND,
+            len => u32::from(len),
+        };
+        transport::<F, P>(frame, fields.proto, room)
     };
     let key =
         FlowKey { src: fields.src, dst: fields.dst, ports: transport.ports, proto: u32::from(fields.proto) };
@@ -189,27 +197,31 @@ impl Transport {
     }
 }
 
+/// Reads the transport header; `room` is how many bytes follow the IP header.
 #[inline(always)]
-fn transport<F: Family, P: Frame>(frame: &P, proto: u8, len: u16) -> Transport {
+fn transport<F: Family, P: Frame>(frame: &P, proto: u8, room: u32) -> Transport {
     let at = ETHERNET + F::HEADER_LEN;
     if proto == proto::TCP {
         return match frame.words(at) {
-            Some(words) => segment(words, len),
-            None => Transport::none(Kind::Truncated),
+            Some(words) if room >= 20 => segment(words, room),
+            _ => Transport::none(Kind::Truncated),
         };
     }
     if proto != proto::UDP && proto != F::ICMP {
         return Transport::none(Kind::Protocol);
     }
     let Some([first, second]) = frame.words(at) else { return Transport::none(Kind::Truncated) };
-    if proto == proto::UDP { datagram(first, second, len) } else { Transport::none(icmp_kind::<F>(first)) }
+    if room < 8 {
+        return Transport::none(Kind::Truncated);
+    }
+    if proto == proto::UDP { datagram(first, second, room) } else { Transport::none(icmp_kind::<F>(first)) }
 }
 
 #[inline(always)]
-fn segment([ports, seq, ack, control, _]: [u32; 5], len: u16) -> Transport {
+fn segment([ports, seq, ack, control, _]: [u32; 5], room: u32) -> Transport {
     let control = u32::from_be(control);
     let header = (control >> 28) as u16 * 4;
-    if header < 20 || (len != 0 && len < header) {
+    if header < 20 || room < u32::from(header) {
         return Transport::none(Kind::Malformed);
     }
     let flags = (control >> 16) as u8;
@@ -218,10 +230,11 @@ fn segment([ports, seq, ack, control, _]: [u32; 5], len: u16) -> Transport {
 }
 
 #[inline(always)]
-fn datagram(ports: u32, length: u32, len: u16) -> Transport {
+fn datagram(ports: u32, length: u32, room: u32) -> Transport {
     let claimed = u32::from_be(length) >> 16;
     // A length of 0 is a jumbogram's (RFC 2675) or that of a packet the kernel will still cut in pieces.
-    if claimed != 0 && (claimed < 8 || (len != 0 && claimed > u32::from(len))) {
+    let unsaid = claimed == 0 && room == BEYOND;
+    if !unsaid && (claimed < 8 || claimed > room) {
         return Transport::none(Kind::Malformed);
     }
     Transport { ports, ..Transport::none(Kind::Udp) }

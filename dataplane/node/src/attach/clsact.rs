@@ -30,10 +30,10 @@ pub(super) fn attach(
         Direction::Ingress => TcAttachType::Ingress,
         Direction::Egress => TcAttachType::Egress,
     };
-    if let Err(error) = tc::qdisc_add_clsact(&interface.name) {
-        if !already_there(&error) {
-            return Err(aya(error.into()));
-        }
+    if let Err(error) = tc::qdisc_add_clsact(&interface.name)
+        && !already_there(&error)
+    {
+        return Err(aya(error.into()));
     }
     let options = NlOptions { priority: PRIORITY, handle: handle(), ..NlOptions::default() };
     let id = match classifier.attach_with_options(&interface.name, kind, TcAttachOptions::Netlink(options)) {
