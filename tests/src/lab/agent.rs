@@ -1,0 +1,214 @@
+//! The agent, as a child process in a node's namespace.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::{Node, binary, poll, run};
+
+/// Time for an agent to get ready; it takes less than a second, but a test machine may be busy.
+const READY: Duration = Duration::from_secs(30);
+
+/// How agents are started.
+#[derive(Clone, Debug, Default)]
+pub struct AgentOptions {
+    /// More command-line arguments.
+    pub arguments: Vec<String>,
+    /// Install the CNI plugin and configuration below the agent's own directory.
+    pub install_cni: bool,
+}
+
+/// A running (or killed) agent. Dropping it ends the process and removes everything it made.
+#[derive(Debug)]
+pub struct Agent {
+    netns: String,
+    directory: PathBuf,
+    pins: PathBuf,
+    command: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Agent {
+    pub(super) fn start(
+        node: &Node,
+        objects: &Path,
+        directory: &Path,
+        options: &AgentOptions,
+    ) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        std::fs::create_dir_all(directory)?;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let pins = PathBuf::from(format!("/sys/fs/bpf/portolan-test-{}-{number}", std::process::id()));
+        let mut agent = Self {
+            netns: node.netns.path(),
+            directory: directory.to_owned(),
+            pins,
+            command: Vec::new(),
+            child: None,
+        };
+        agent.command = agent.command_line(&node.name, objects, options)?;
+        agent.spawn()?;
+        Ok(agent)
+    }
+
+    fn command_line(&self, node: &str, objects: &Path, options: &AgentOptions) -> Result<Vec<String>> {
+        let mut line = vec![binary("portolan")?.display().to_string(), "agent".to_owned()];
+        let mut flag = |name: &str, value: String| line.extend([format!("--{name}"), value]);
+        flag("node-name", node.to_owned());
+        flag("source", format!("dir:{}", objects.display()));
+        flag("socket", self.socket().display().to_string());
+        flag("pins", self.pins.display().to_string());
+        flag("state-dir", self.directory.join("state").display().to_string());
+        flag("cni-conf-dir", self.directory.join("net.d").display().to_string());
+        flag("cni-bin-dir", self.directory.join("bin").display().to_string());
+        // Tables of the default size take a tenth of a second to make, for nothing.
+        for (name, value) in
+            [("services", 4096), ("slots", 65_536), ("backends", 8192), ("frontends", 16_384)]
+        {
+            flag(name, value.to_string());
+        }
+        flag("flows", "65536".to_owned());
+        if !options.install_cni {
+            line.push("--no-cni-install".to_owned());
+        }
+        line.extend(options.arguments.iter().cloned());
+        Ok(line)
+    }
+
+    fn spawn(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.log_path())?;
+        let child = Command::new("nsenter")
+            .arg(format!("--net={}", self.netns))
+            .args(&self.command)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting the agent")?;
+        self.child = Some(child);
+        let ready = poll(READY, "the agent's socket answers", || match self.child.as_mut()?.try_wait() {
+            Ok(None) => self.is_ready().then_some(Ok(())),
+            other => Some(Err(anyhow::anyhow!("the agent ended: {other:?}"))),
+        });
+        match ready {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) | Err(error) => bail!("{error:#}\n{}", self.log()),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ask(r#"{"query":"status"}"#).is_ok_and(|answer| answer.contains(r#""ready":true"#))
+    }
+
+    /// Sends one line to the agent's socket; the line that comes back.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub fn ask(&self, line: &str) -> Result<String> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(format!("{line}\n").as_bytes())?;
+        Ok(std::io::read_to_string(stream)?)
+    }
+
+    /// Runs a view of the command line, as `service list -o json`.
+    ///
+    /// # Errors
+    /// It does not exit with 0.
+    pub fn view(&self, line: &str) -> Result<String> {
+        run(&mut self.view_command(line)?)
+    }
+
+    /// The command of a view, to be run by the caller.
+    ///
+    /// # Errors
+    /// The binary is not built.
+    pub fn view_command(&self, line: &str) -> Result<Command> {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.netns)).arg(binary("portolan")?);
+        command.arg("--socket").arg(self.socket()).arg("--pins").arg(&self.pins);
+        command.args(line.split_whitespace());
+        Ok(command)
+    }
+
+    /// The agent's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("agent.sock")
+    }
+
+    /// The agent's own directory: `state`, `net.d`, `bin` and the log are below.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where its tables and links are pinned.
+    #[must_use]
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// Everything it logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.join("agent.log")
+    }
+
+    /// Kills it, as an out-of-memory kill would.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Starts it again with the same arguments.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub fn restart(&mut self) -> Result<()> {
+        self.kill()?;
+        self.spawn()
+    }
+
+    /// Kills it and runs `portolan uninstall`; what that printed.
+    ///
+    /// # Errors
+    /// Something could not be removed.
+    pub fn uninstall(&mut self) -> Result<String> {
+        self.kill()?;
+        let mut command = self.view_command("uninstall")?;
+        command.arg("--state-dir").arg(self.directory.join("state"));
+        command.arg("--cni-conf-dir").arg(self.directory.join("net.d"));
+        command.arg("--cni-bin-dir").arg(self.directory.join("bin"));
+        run(&mut command)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- agent of {} ---\n{}", self.netns, self.log());
+        }
+        if let Err(error) = self.uninstall() {
+            eprintln!("uninstalling after a test: {error:#}");
+        }
+        // Uninstalling removes the pins; this is for an agent that never came so far.
+        let _ = std::fs::remove_dir_all(&self.pins);
+    }
+}

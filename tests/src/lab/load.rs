@@ -1,0 +1,215 @@
+//! Clients: single requests, a stream of short connections, long-lived connections.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::Netns;
+
+/// Longest wait of a client. A lost SYN is sent again after one second.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What clients got.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Answers by server.
+    pub by_server: BTreeMap<String, usize>,
+    /// What went wrong, with the moment in milliseconds since the start.
+    pub failures: Vec<String>,
+}
+
+impl Tally {
+    /// Number of answers.
+    #[must_use]
+    pub fn answers(&self) -> usize {
+        self.by_server.values().sum()
+    }
+}
+
+/// One HTTP request on a connection of its own: server and client address as the server saw it.
+///
+/// # Errors
+/// No answer.
+pub fn get(netns: &Netns, to: SocketAddr) -> Result<(String, String)> {
+    netns.enter(move || request_once(to))?
+}
+
+fn request_once(to: SocketAddr) -> Result<(String, String)> {
+    let mut stream = connect(to)?;
+    request(&mut stream)
+}
+
+fn connect(to: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, TIMEOUT).with_context(|| format!("connecting to {to}"))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// One request on an open connection.
+fn request(stream: &mut TcpStream) -> Result<(String, String)> {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: lab\r\n\r\n").context("sending")?;
+    let mut answer = Vec::new();
+    let mut chunk = [0; 512];
+    loop {
+        let len = stream.read(&mut chunk).context("receiving")?;
+        if len == 0 {
+            bail!("the connection was closed");
+        }
+        answer.extend_from_slice(&chunk[..len]);
+        if answer.ends_with(b"\n")
+            && answer.windows(4).any(|window| window == b"\r\n\r\n")
+            && !answer.ends_with(b"\r\n\r\n")
+        {
+            break;
+        }
+    }
+    let text = String::from_utf8(answer).context("the answer is not text")?;
+    let body = text.rsplit("\r\n\r\n").next().unwrap_or_default();
+    let mut words = body.split_whitespace().map(str::to_owned);
+    Ok((words.next().context("an empty answer")?, words.next().context("half an answer")?))
+}
+
+/// One UDP question from a socket of its own: server and client address as the server saw it.
+///
+/// # Errors
+/// No answer in time; `ConnectionRefused` when the data plane says that nobody listens.
+pub fn udp_ask(netns: &Netns, to: SocketAddr) -> Result<(String, String)> {
+    netns.enter(move || {
+        let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.send(b"ping")?;
+        let mut buffer = [0; 512];
+        let len = socket.recv(&mut buffer)?;
+        let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+        let mut words = text.split_whitespace().map(str::to_owned);
+        Ok((words.next().context("an empty answer")?, words.next().context("half an answer")?))
+    })?
+}
+
+/// Clients that run until they are told to stop.
+#[derive(Debug)]
+struct Running {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Tally>>,
+}
+
+impl Running {
+    fn start(netns: &Netns, work: impl FnOnce(&AtomicBool) -> Tally + Send + 'static) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stop);
+        Ok(Self { stop, thread: Some(netns.spawn(move || work(&flag))?) })
+    }
+
+    fn finish(&mut self) -> Tally {
+        self.stop.store(true, Ordering::Relaxed);
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(tally)) => tally,
+            _ => Tally { failures: vec!["the client panicked".to_owned()], ..Tally::default() },
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Short connections, one after the other, with a pause between them.
+#[derive(Debug)]
+pub struct Load(Running);
+
+impl Load {
+    /// Starts asking.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn start(netns: &Netns, to: SocketAddr, pause: Duration) -> Result<Self> {
+        let begun = Instant::now();
+        Ok(Self(Running::start(netns, move |stop| {
+            let mut tally = Tally::default();
+            while !stop.load(Ordering::Relaxed) {
+                match request_once(to) {
+                    Ok((server, _)) => *tally.by_server.entry(server).or_default() += 1,
+                    Err(error) => {
+                        tally.failures.push(format!("{} ms: {error:#}", begun.elapsed().as_millis()))
+                    }
+                }
+                std::thread::sleep(pause);
+            }
+            tally
+        })?))
+    }
+
+    /// Stops and tells.
+    #[must_use]
+    pub fn finish(mut self) -> Tally {
+        self.0.finish()
+    }
+}
+
+/// Connections that are kept open, each asked again and again; a failure is final for a connection, and so is
+/// an answer from another server than its first.
+#[derive(Debug)]
+pub struct LongLived(Running);
+
+impl LongLived {
+    /// Opens `count` connections and starts asking; returns when all have had an answer.
+    ///
+    /// # Errors
+    /// One gets no answer.
+    pub fn start(netns: &Netns, to: SocketAddr, count: usize) -> Result<Self> {
+        let begun = Instant::now();
+        let open = move || -> Result<Vec<(TcpStream, String)>> {
+            let one = |_| {
+                let mut stream = connect(to)?;
+                let (server, _) = request(&mut stream)?;
+                Ok((stream, server))
+            };
+            (0..count).map(one).collect()
+        };
+        let mut connections = netns.enter(open)??;
+        Ok(Self(Running::start(netns, move |stop| {
+            let mut tally = Tally::default();
+            while !stop.load(Ordering::Relaxed) {
+                connections.retain_mut(|(stream, first)| match request(stream) {
+                    Ok((server, _)) if server == *first => {
+                        *tally.by_server.entry(server).or_default() += 1;
+                        true
+                    }
+                    Ok((server, _)) => {
+                        tally.failures.push(format!("{first} became {server}"));
+                        false
+                    }
+                    Err(error) => {
+                        tally
+                            .failures
+                            .push(format!("{} ms: {first}: {error:#}", begun.elapsed().as_millis()));
+                        false
+                    }
+                });
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            tally
+        })?))
+    }
+
+    /// Stops and tells.
+    #[must_use]
+    pub fn finish(mut self) -> Tally {
+        self.0.finish()
+    }
+}

@@ -1,0 +1,20 @@
+//! A two-node cluster in network namespaces: client, router, nodes, pods, real processes and sockets.
+//!
+//! Everything here is RAII: what a test made is gone when it ends, also when it fails. No namespace has a route
+//! to the machine's own interfaces.
+
+mod agent;
+mod cluster;
+mod load;
+mod netns;
+mod pod;
+mod process;
+mod web;
+
+pub use agent::{Agent, AgentOptions};
+pub use cluster::{Cluster, NODE_ADDRESSES, Node, SERVICE_ADDRESSES};
+pub use load::{Load, LongLived, Tally, get, udp_ask};
+pub use netns::Netns;
+pub use pod::Pod;
+pub use process::{binary, poll, run};
+pub use web::{UdpEcho, WebServer};

@@ -1,0 +1,93 @@
+//! Pods, made by calling the CNI plugin as a container runtime does.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::process::{Output, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::{Agent, Netns, binary};
+
+/// A pod without a container: a namespace with an interface.
+#[derive(Debug)]
+pub struct Pod {
+    /// Its name.
+    pub name: String,
+    /// Its namespace; the interface is `eth0`.
+    pub netns: Netns,
+    /// Its addresses, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    socket: std::path::PathBuf,
+    state: std::path::PathBuf,
+}
+
+impl Pod {
+    /// Adds a pod in namespace `shop`.
+    ///
+    /// # Errors
+    /// The plugin says why.
+    pub fn add(agent: &Agent, name: &str) -> Result<Self> {
+        let mut pod = Self {
+            name: name.to_owned(),
+            netns: Netns::new(name)?,
+            addresses: Vec::new(),
+            socket: agent.socket(),
+            state: agent.directory().join("state"),
+        };
+        let output = pod.call("ADD")?;
+        let answer: Value = serde_json::from_slice(&output.stdout).context("reading the plugin's answer")?;
+        if !output.status.success() {
+            bail!("adding pod {name}: {answer}");
+        }
+        for ip in answer["ips"].as_array().context("the answer has no ips")? {
+            let address = ip["address"].as_str().context("an ip has no address")?;
+            let address = address.split('/').next().unwrap_or_default();
+            pod.addresses.push(address.parse().with_context(|| format!("reading address {address}"))?);
+        }
+        Ok(pod)
+    }
+
+    /// Its address in a family.
+    ///
+    /// # Panics
+    /// It has none.
+    #[must_use]
+    pub fn address(&self, v6: bool) -> IpAddr {
+        *self.addresses.iter().find(|addr| addr.is_ipv6() == v6).expect("pods have both families")
+    }
+
+    /// Calls the plugin for this pod.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn call(&self, command: &str) -> Result<Output> {
+        let config = json!({
+            "cniVersion": "1.0.0", "name": "portolan", "type": "portolan-cni",
+            "portolan": { "socket": self.socket, "stateDir": self.state },
+        });
+        let mut child = std::process::Command::new(binary("portolan-cni")?)
+            .env_clear()
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", self.netns.name())
+            .env("CNI_NETNS", self.netns.path())
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/opt/cni/bin")
+            .env("CNI_ARGS", format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={}", self.name))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting the CNI plugin")?;
+        child.stdin.take().context("the plugin has no input")?.write_all(config.to_string().as_bytes())?;
+        Ok(child.wait_with_output()?)
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        if let Err(error) = self.call("DEL") {
+            eprintln!("deleting pod {}: {error:#}", self.name);
+        }
+    }
+}

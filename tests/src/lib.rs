@@ -1,0 +1,4 @@
+//! Test harness: namespaces, topologies, captures, servers.
+
+pub mod lab;
+pub mod packet;

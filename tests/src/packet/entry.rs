@@ -1,0 +1,108 @@
+//! Every way into `core` for any bytes: what property tests, the corpus and the fuzzer call.
+
+use std::collections::BTreeSet;
+
+use portolan_abi::counter;
+use portolan_core::wire::Frame;
+use portolan_core::{Family, Hook, Short, Tables, V4, V6, Verdict};
+use portolan_core::{New, decide, decide_error, decide_known, decide_new, decide_other, established, open};
+
+use super::apply::{Bytes, apply};
+use super::family::Tested;
+use super::fixture::site::Site;
+use super::memory::Memory;
+
+/// Every hook, with an interface it is at in [`Site`]'s world.
+pub const HOOKS: [(Hook, u32); 7] = [
+    (Hook::Pod, Site::A_IF),
+    (Hook::Pod, Site::B_IF),
+    (Hook::PodEgress, Site::A_IF),
+    (Hook::Uplink, Site::UPLINK_IF),
+    (Hook::UplinkEgress, Site::UPLINK_IF),
+    (Hook::Service, Site::SERVICE_IF),
+    (Hook::Loopback, Site::LOOPBACK_IF),
+];
+
+/// Decides the way the programs do, step by step; `true` if the short way was enough.
+pub fn steps<F: Family, T: Tables<F>>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &impl Frame,
+    tables: &T,
+    now: u32,
+) -> (Verdict<F>, bool) {
+    let news = match established(hook, ifindex, frame, tables, now) {
+        Short::Verdict(_, verdict) => return (verdict, true),
+        Short::News => decide_known(hook, ifindex, frame, tables, now),
+        Short::Unknown => None,
+    };
+    if let Some((_, verdict)) = news {
+        return (verdict, false);
+    }
+    let verdict = match decide_new(hook, ifindex, frame, tables) {
+        New::Verdict(verdict) => verdict,
+        New::Open(choice) => match open(hook, ifindex, frame, choice, tables, now) {
+            Err(reason) => Verdict::Drop(reason),
+            Ok(()) => match decide_known(hook, ifindex, frame, tables, now) {
+                Some((_, verdict)) => verdict,
+                None => Verdict::Drop(portolan_core::Reason::FlowTable),
+            },
+        },
+        New::Other => match decide_error(frame, tables).verdict() {
+            Some(verdict) => verdict,
+            None => decide_other(hook, ifindex, frame, tables),
+        },
+    };
+    (verdict, false)
+}
+
+/// Decides on any bytes in both ways, carries the verdict out, and returns it with what came out.
+///
+/// # Panics
+/// The two ways do not agree on verdict and flows.
+pub fn one<F: Tested>(
+    hook: Hook,
+    ifindex: u32,
+    bytes: &[u8],
+    tables: &Memory<F>,
+    now: u32,
+) -> (Verdict<F>, bool, Vec<u8>) {
+    let twin = tables.clone();
+    let whole = decide::<F, _, _>(hook, ifindex, &Bytes(bytes), &twin, now);
+    let (verdict, short) = steps::<F, _>(hook, ifindex, &Bytes(bytes), tables, now);
+    assert_eq!(verdict, whole, "step by step and at once");
+    assert_eq!(tables.flows, twin.flows, "flows, step by step and at once");
+    let out = apply(hook, ifindex, bytes, &verdict, tables);
+    (verdict, short, out)
+}
+
+/// Decides on any bytes at every hook, as a packet of either family; the outcomes.
+///
+/// # Panics
+/// A decision does, or one is wrong in itself.
+pub fn every_hook(bytes: &[u8]) -> BTreeSet<u32> {
+    thread_local! {
+        static V4_TABLES: Memory<V4> = Memory::new(&Site::v4().busy_world());
+        static V6_TABLES: Memory<V6> = Memory::new(&Site::v6().busy_world());
+    }
+    fn family<F: Tested>(tables: &Memory<F>, bytes: &[u8], outcomes: &mut BTreeSet<u32>) {
+        for (hook, ifindex) in HOOKS {
+            // First without any flow, then with that which the packet has opened, in time and later.
+            tables.flows.borrow_mut().clear();
+            for now in [7, 7, 8] {
+                let (verdict, _, out) = one(hook, ifindex, bytes, tables, now);
+                let outcome = verdict.outcome();
+                assert!((outcome as usize) < counter::ALL.len(), "{outcome} is no outcome");
+                let untouched = matches!(verdict, Verdict::Pass(_) | Verdict::Drop(_));
+                assert!(!untouched || out == bytes, "what is passed or dropped is left as it is");
+                outcomes.insert(outcome);
+            }
+            let flows = tables.flows.borrow().len();
+            assert!(flows <= 2, "{flows} flow entries of one packet");
+        }
+    }
+    let mut outcomes = BTreeSet::new();
+    V4_TABLES.with(|tables| family(tables, bytes, &mut outcomes));
+    V6_TABLES.with(|tables| family(tables, bytes, &mut outcomes));
+    outcomes
+}
