@@ -17,9 +17,11 @@ const NO_EXIST: u64 = 1;
 /// Address families as the route look-up names them.
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-/// `BPF_FIB_LKUP_RET_SUCCESS` and `…_NO_NEIGH`: both name the interface.
+/// `BPF_FIB_LKUP_RET_SUCCESS`, `…_NO_NEIGH` and `…_FRAG_NEEDED`: all name the interface. A packet that is too big for
+/// it is not the look-up's business: the flow has a route.
 const FIB_SUCCESS: i64 = 0;
 const FIB_NO_NEIGH: i64 = 7;
+const FIB_FRAG_NEEDED: i64 = 8;
 
 /// The maps, seen from one packet.
 #[derive(Clone, Copy)]
@@ -126,7 +128,7 @@ impl<F: Route> Tables<F> for Maps {
             F::fill(&mut *params, src, dst);
             bpf_fib_lookup(self.skb.cast(), params, size_of::<FibLookup>() as i32, 0)
         };
-        if status != FIB_SUCCESS && status != FIB_NO_NEIGH {
+        if status != FIB_SUCCESS && status != FIB_NO_NEIGH && status != FIB_FRAG_NEEDED {
             return None;
         }
         // SAFETY: as above.

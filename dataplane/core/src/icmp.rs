@@ -81,8 +81,7 @@ impl<F: Family> Errand<F> {
     pub fn foreign() -> Self {
         let nobody = F::Addr::UNSPECIFIED;
         let (src, dst, quoted_dst) = (nobody, nobody, nobody);
-        let translation =
-            Translation { src, dst, quoted_dst, ports: 0, ttl: 0, difference: 0, pseudo: 0 };
+        let translation = Translation { src, dst, quoted_dst, ports: 0, ttl: 0, difference: 0, pseudo: 0 };
         Self { finding: Finding::Foreign, translation, exit: Exit::STACK }
     }
 
@@ -107,8 +106,12 @@ pub(crate) fn error<F: Family, T: Tables<F>, P: Frame>(
     let Some(quoted) = quoted_key::<F, P>(frame) else { return Errand::foreign() };
     // Whom the error is sent to, not whom it quotes: nobody reaches into the flow of a third one. Where the two
     // differ, the quoted address is replaced by the right one.
-    let travel =
-        FlowKey { src: quoted.dst, dst: packet.key.dst, ports: swap_ports(quoted.ports), proto: quoted.proto };
+    let travel = FlowKey {
+        src: quoted.dst,
+        dst: packet.key.dst,
+        ports: swap_ports(quoted.ports),
+        proto: quoted.proto,
+    };
     let Some((flow, _)) = tables.flow(&travel) else { return Errand::foreign() };
     let exit = Exit::of_flow(&flow);
     let routed = exit.kind == portolan_abi::exit::UPLINK;

@@ -191,7 +191,11 @@ fn judge(seen: &Seen, expect: &Expect) -> Result<(), String> {
     }
 }
 
-fn agree<F: Tested>(machines: &[&mut dyn Machine<F>]) -> Result<(), String> {
+/// Whether all machines have the same flows.
+///
+/// # Errors
+/// Both tables.
+pub fn agree<F: Tested>(machines: &[&mut dyn Machine<F>]) -> Result<(), String> {
     let [first, rest @ ..] = machines else { return Ok(()) };
     // The kernel's clock goes on while a case runs.
     let timeless = |machine: &dyn Machine<F>| -> Flows<F> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::thread;
 
-use aya::programs::{TestRun as _, TestRunOptions};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use portolan_abi::{Backend, Flow, FlowKey, Service};
 use portolan_core::{Address as _, Hook};
 use portolan_node::{Object, Sizes, Tables};
@@ -67,8 +67,11 @@ fn set_up() {
             add.push("nodad");
         }
         ip(&add);
-        for prefix in site.routed() {
-            let (prefix, via) = (format!("{}/{}", prefix.0, prefix.1), site.router.to_string());
+        // The first next hop is resolved, the second is not.
+        let router = site.router.to_string();
+        ip(&["neigh", "add", &router, "lladdr", "02:aa:00:00:00:fe", "dev", "uplink", "nud", "permanent"]);
+        for (prefix, via) in site.routed().into_iter().zip([router, site.router2.to_string()]) {
+            let prefix = format!("{}/{}", prefix.0, prefix.1);
             ip(&["route", "add", &prefix, "via", &via, "dev", "uplink", "onlink"]);
         }
     }
@@ -106,7 +109,7 @@ impl Kernel {
         let mut context = [0u8; CONTEXT];
         context[CONTEXT_IFINDEX..CONTEXT_IFINDEX + 4].copy_from_slice(&place.ifindex.to_ne_bytes());
         let mut out = vec![0; 70_000];
-        let program = self.object.classifier(program(place.hook)).expect("the object has it");
+        let program = self.program(place.hook);
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
@@ -117,12 +120,27 @@ impl Kernel {
         (status, out)
     }
 
-    fn opened(&self) -> u64 {
+    /// The program of a hook.
+    ///
+    /// # Panics
+    /// The object does not have it.
+    pub fn program(&mut self, hook: Hook) -> &mut SchedClassifier {
+        self.object.classifier(program(hook)).expect("the object has it")
+    }
+
+    /// Flows opened for all services together.
+    #[must_use]
+    pub fn opened(&self) -> u64 {
         let service = |index| self.tables.services.read(index).picked;
         (0..self.tables.services.len()).map(service).sum()
     }
 
-    fn counters(&self) -> Vec<u64> {
+    /// Packets by outcome.
+    ///
+    /// # Panics
+    /// The kernel refuses.
+    #[must_use]
+    pub fn counters(&self) -> Vec<u64> {
         self.tables.counters().expect("the counters can be read")
     }
 

@@ -1,4 +1,4 @@
-//! Packets without a network: worlds, packets, and one table of cases that runs on the host and in the kernel.
+//! Packets without a network: worlds, packets, and one table of cases for the host and the kernel.
 
 pub mod apply;
 pub mod build;
@@ -9,5 +9,6 @@ pub mod fixture;
 pub mod host;
 pub mod kernel;
 pub mod memory;
+pub mod random;
 pub mod script;
 pub mod world;
