@@ -13,7 +13,7 @@ use portolan_node::maps::Set;
 use portolan_node::{MapError, Tables};
 use portolan_plan::{BackendAddr, ServicePlan, ServicePort};
 
-use crate::family::FamilyState;
+use crate::family::{FamilyState, Size};
 use crate::index::IndexPool;
 use crate::rings::Rings;
 
@@ -168,6 +168,9 @@ impl Applier {
         changes: &[(ServiceKey, Option<Arc<ServicePlan>>)],
     ) -> Result<Outcome, ApplyError> {
         let mut outcome = Outcome::default();
+        if self.installed.is_empty() {
+            self.reserve(changes);
+        }
         for (service, plan) in changes {
             match self.change(service, plan.as_ref()) {
                 Ok(()) => outcome.applied += 1,
@@ -183,6 +186,21 @@ impl Applier {
             self.settle()?;
         }
         Ok(outcome)
+    }
+
+    /// Makes room for a first set of services: growing step by step costs as much as all the rest.
+    fn reserve(&mut self, changes: &[(ServiceKey, Option<Arc<ServicePlan>>)]) {
+        let (mut v4, mut v6) = (Size::default(), Size::default());
+        for port in changes.iter().filter_map(|(_, plan)| plan.as_ref()).flat_map(|plan| &plan.ports) {
+            match port.name.family {
+                Family::V4 => v4.add(port),
+                Family::V6 => v6.add(port),
+            }
+        }
+        self.installed.reserve(changes.len());
+        self.rings.reserve(v4.ports + v6.ports);
+        self.v4.reserve(&v4);
+        self.v6.reserve(&v6);
     }
 
     /// Writes everything that waits to be written.
@@ -403,7 +421,7 @@ impl Applier {
 
     /// Ends one use of a ring and of its backends; what is unused then rests.
     fn let_go(&mut self, family: Family, set: &[BackendAddr], ring: Ring) {
-        if let Some(ring) = self.rings.release(ring) {
+        if let Some(ring) = self.rings.release(ring, &self.tables.slab) {
             self.resting.add(Retired::Ring(ring));
         }
         match family {

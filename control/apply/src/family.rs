@@ -9,7 +9,7 @@ use portolan_abi::{Backend, Frontend, FrontendKey, backend_flag, frontend_flag};
 use portolan_core::Address;
 use portolan_core::wire::proto;
 use portolan_model::Protocol;
-use portolan_node::maps::NodeFamily;
+use portolan_node::maps::{Hash, NodeFamily};
 use portolan_node::{FamilyTables, MapError};
 use portolan_plan::{BackendAddr, FrontendAddr, Scope, ServicePort};
 
@@ -22,14 +22,32 @@ type Map<K, V> = HashMap<K, V, RandomState>;
 pub(crate) struct FamilyState<F: NodeFamily> {
     /// Frontends and marks as the kernel has them, or will after [`flush`](Self::flush).
     pub(crate) written: Map<FrontendKey<F::Addr>, Frontend>,
-    changed: HashSet<FrontendKey<F::Addr>, RandomState>,
+    /// Keys whose value or existence waits to be written; some more than once.
+    changed: Vec<FrontendKey<F::Addr>>,
     capacity: u32,
     /// Uses of each service address.
     vips: Map<F::Addr, Vip>,
-    touched: HashSet<F::Addr, RandomState>,
+    /// Addresses whose mark may be another; some more than once.
+    touched: Vec<F::Addr>,
     nodes: HashSet<F::Addr, RandomState>,
     pub(crate) backends: Map<(F::Addr, u16), Use>,
     pub(crate) indexes: IndexPool,
+}
+
+/// How much ports of one family need.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) ports: usize,
+    pub(crate) frontends: usize,
+    pub(crate) backends: usize,
+}
+
+impl Size {
+    pub(crate) fn add(&mut self, port: &ServicePort) {
+        self.ports += 1;
+        self.frontends += port.frontends.len();
+        self.backends += port.cluster.len();
+    }
 }
 
 /// How often a service address is used, and by how many ports with a usable backend.
@@ -53,14 +71,24 @@ where
     pub(crate) fn new(tables: &FamilyTables<F>) -> Self {
         Self {
             written: Map::default(),
-            changed: HashSet::default(),
+            changed: Vec::new(),
             capacity: tables.frontends.capacity(),
             vips: Map::default(),
-            touched: HashSet::default(),
+            touched: Vec::new(),
             nodes: HashSet::default(),
             backends: Map::default(),
             indexes: IndexPool::new(tables.backends.len()),
         }
+    }
+
+    /// Makes room for services of this size.
+    pub(crate) fn reserve(&mut self, size: &Size) {
+        // Each frontend has a mark, as a rule.
+        self.written.reserve(2 * size.frontends);
+        self.changed.reserve(size.frontends);
+        self.vips.reserve(size.frontends);
+        self.touched.reserve(size.frontends);
+        self.backends.reserve(size.backends);
     }
 
     /// The keys of a port's frontends.
@@ -89,7 +117,7 @@ where
             let external = frontend.scope != Scope::ClusterIp;
             let value = Frontend { service, flags: if external { frontend_flag::EXTERNAL } else { 0 } };
             if self.written.insert(key, value) != Some(value) {
-                self.changed.insert(key);
+                self.changed.push(key);
             }
         }
     }
@@ -104,7 +132,7 @@ where
     fn remove_if(&mut self, key: FrontendKey<F::Addr>, test: impl Fn(&Frontend) -> bool) {
         if self.written.get(&key).is_some_and(test) {
             self.written.remove(&key);
-            self.changed.insert(key);
+            self.changed.push(key);
         }
     }
 
@@ -116,7 +144,7 @@ where
             let vip = self.vips.entry(addr).or_default();
             vip.frontends = vip.frontends.saturating_add_signed(by);
             vip.answering = vip.answering.saturating_add_signed(answering);
-            self.touched.insert(addr);
+            self.touched.push(addr);
         }
     }
 
@@ -144,9 +172,10 @@ where
     fn write(
         &mut self,
         tables: &FamilyTables<F>,
-        changed: HashSet<FrontendKey<F::Addr>, RandomState>,
+        changed: Vec<FrontendKey<F::Addr>>,
     ) -> Result<(), MapError> {
-        let (mut keys, mut values, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut keys, mut values) = (Vec::with_capacity(changed.len()), Vec::with_capacity(changed.len()));
+        let mut gone = Vec::new();
         for key in &changed {
             match self.written.get(key) {
                 Some(value) => {
@@ -156,7 +185,7 @@ where
                 None => gone.push(*key),
             }
         }
-        let result = tables.frontends.insert_all(&keys, &values).map_err(|(_, error)| error);
+        let result = insert_all(&tables.frontends, &keys, &values);
         let result = result.and_then(|()| tables.frontends.remove_all(&gone));
         if result.is_err() {
             // Written again at the next opportunity: all of it is idempotent.
@@ -183,7 +212,7 @@ where
         }
         let value = Frontend { service: 0, flags };
         if self.written.insert(key, value) != Some(value) {
-            self.changed.insert(key);
+            self.changed.push(key);
         }
     }
 
@@ -280,10 +309,36 @@ where
         let keys: Vec<_> = self.written.keys().copied().collect();
         for key in keys {
             if key.port == 0 && key.proto == 0 {
-                self.touched.insert(key.addr);
+                self.touched.push(key.addr);
             } else if !wanted.contains(&key) {
                 self.remove_if(key, |_| true);
             }
         }
     }
+}
+
+/// From so many elements on, a second thread pays.
+const SHARED: usize = 1 << 14;
+
+/// Adds or replaces elements in no particular order. Many at once are the start of an agent: nothing else is worth a
+/// CPU then.
+fn insert_all<K: Copy + Sync, V: Copy + Sync>(
+    table: &Hash<K, V>,
+    keys: &[K],
+    values: &[V],
+) -> Result<(), MapError> {
+    let write = |keys, values| table.insert_all(keys, values).map_err(|(_, error)| error);
+    if keys.len() < SHARED {
+        return write(keys, values);
+    }
+    let (first_keys, other_keys) = keys.split_at(keys.len() / 2);
+    let (first_values, other_values) = values.split_at(keys.len() / 2);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| write(other_keys, other_values));
+        let first = write(first_keys, first_values);
+        match other.join() {
+            Ok(other) => first.and(other),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }

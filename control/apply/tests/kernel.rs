@@ -33,12 +33,8 @@ fn plan(number: u8, backends: &[u8]) -> Arc<ServicePlan> {
 fn plan_at(number: u8, address: u8, backends: &[u8]) -> Arc<ServicePlan> {
     let backend =
         |last: &u8| BackendAddr { addr: IpAddr::from([10, 244, 0, *last]), port: 8080, local: false };
-    let name = PortName {
-        service: key(number),
-        port: "http".into(),
-        protocol: Protocol::Tcp,
-        family: Family::V4,
-    };
+    let name =
+        PortName { service: key(number), port: "http".into(), protocol: Protocol::Tcp, family: Family::V4 };
     let frontend =
         FrontendAddr { addr: Some(IpAddr::from([10, 96, 0, address])), port: 80, scope: Scope::ClusterIp };
     Arc::new(ServicePlan {
@@ -117,7 +113,11 @@ fn a_ring_is_replaced_by_one_store_and_the_old_slots_rest() {
     applier.apply(&[(key(1), Some(plan(1, &[4, 5])))]).unwrap();
     let after = applier.tables().services.read(0).cluster;
     assert_ne!(before.offset(), after.offset(), "the new ring does not overwrite the old one");
-    assert_eq!(applier.tables().slab.slice(before.offset(), before.len()), old, "a late packet finds it whole");
+    assert_eq!(
+        applier.tables().slab.slice(before.offset(), before.len()),
+        old,
+        "a late packet finds it whole"
+    );
     assert_eq!(applier.usage().slots.0, 5, "old slots rest");
     applier.settle().unwrap();
     assert_eq!(applier.usage().slots.0, 2, "and come back");

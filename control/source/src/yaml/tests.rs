@@ -18,14 +18,13 @@ fn error(text: &str) -> SyntaxError {
 #[test]
 fn scalars_follow_the_core_schema_and_quotes_make_text() {
     let text = "a: 80\nb: '80'\nc: true\nd: \"true\"\ne: null\nf:\ng: ~\nh: 1.5\ni: 10.0.0.1\nj: -1\nk: 0x1f\n\
-                l: !!str 80\nm: 2025-01-31T12:00:00Z\nn: 1e3\no: .inf\np: yes\nq: -\n";
-    let text = text.replace("q: -\n", "q: 0.0.0.0/0\n");
+                l: !!str 80\nm: 2025-01-31T12:00:00Z\nn: 1e3\no: .inf\np: yes\nq: 0.0.0.0/0\n";
     let expected = json!({
         "a": 80, "b": "80", "c": true, "d": "true", "e": null, "f": null, "g": null, "h": 1.5, "i": "10.0.0.1",
         "j": -1, "k": 31, "l": "80", "m": "2025-01-31T12:00:00Z", "n": 1000.0, "o": ".inf", "p": "yes",
         "q": "0.0.0.0/0",
     });
-    assert_eq!(value(&text), expected);
+    assert_eq!(value(text), expected);
 }
 
 #[test]

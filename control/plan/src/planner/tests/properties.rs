@@ -47,7 +47,7 @@ prop_compose! {
             document["metadata"]["creationTimestamp"] = json!(format!("202{year}-01-01T00:00:00Z"));
         }
         if lb > 0 {
-            // The last but one is a node's address at times.
+            // Nodes draw from the same addresses.
             document["status"] = json!({"loadBalancer": {"ingress": [{"ip": format!("203.0.113.{lb}")}]}});
         }
         document
