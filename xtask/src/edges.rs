@@ -30,7 +30,7 @@ const EDGES: &[(&str, Allowed)] = &[
         Only(&["portolan-abi", "portolan-core", "portolan-model", "portolan-node", "portolan-plan"]),
     ),
     ("portolan-ipam", Only(&[])),
-    ("portolan-cni", Only(&[])),
+    ("portolan-cni", Only(&["portolan-ipam"])),
     (
         "portolan",
         Only(&[

@@ -7,6 +7,7 @@ use std::time::Instant;
 use ipnetwork::IpNetwork;
 use portolan_abi::{Config, Words};
 use portolan_core::{V4, V6};
+use portolan_model as model;
 use portolan_node::attach::Interface;
 use portolan_node::link::{Event, Links, RouteReport, SERVICE_DEVICE, ServiceSources, Watch};
 use portolan_node::maps::NodeFamily;
@@ -77,6 +78,7 @@ impl Engine {
     fn change(&self, update: Update, begun: Instant) -> (Option<NodePlan>, bool) {
         let mut core = self.shared.core();
         let first = !core.synced && update.synced;
+        self.count(&update.events);
         let touched = core.store.apply_all(update.events);
         core.refusals = update.refusals.iter().map(ToString::to_string).collect();
         let Core { store, planner, synced, .. } = &mut *core;
@@ -86,7 +88,6 @@ impl Engine {
             core.conditions = changes.conditions;
             return (None, false);
         }
-        self.metrics.count_changes(touched.services.len());
         // The node first: whether a backend is the host itself depends on its addresses.
         if let Some(node) = &changes.node {
             let config = self.config(node);
@@ -109,6 +110,16 @@ impl Engine {
         core.conditions = changes.conditions;
         let node = if first { Some(core.planner.node().clone()) } else { changes.node };
         (node, first)
+    }
+
+    fn count(&self, events: &[model::Event]) {
+        let kind = |event: &model::Event| match event {
+            model::Event::Upsert(object) => object.key().kind,
+            model::Event::Delete(key) => key.kind,
+        };
+        let of = |wanted| events.iter().filter(|event| kind(event) == wanted).count();
+        self.metrics.count_changes(of(model::Kind::Service));
+        self.metrics.count_endpoint_changes(of(model::Kind::EndpointSlice));
     }
 
     /// What the packet path must know of the node.
@@ -146,12 +157,16 @@ impl Engine {
             }),
         };
         // Without an address in a family, its packets would have no source that a backend could answer.
-        let has = |cidr: &&IpNetwork| if cidr.is_ipv4() { sources.v4.is_some() } else { sources.v6.is_some() };
+        let has =
+            |cidr: &&IpNetwork| if cidr.is_ipv4() { sources.v4.is_some() } else { sources.v6.is_some() };
         let cidrs: Vec<IpNetwork> = self.options.service_cidrs.iter().filter(has).copied().collect();
         let routes = self.links.ensure_service_routes(&cidrs, sources).await;
         self.report("service routes", routes);
-        let skipped: Vec<String> =
-            node.skipped.iter().map(|s| format!("no route to {} of node {}: {}", s.prefix, s.node, s.reason)).collect();
+        let skipped: Vec<String> = node
+            .skipped
+            .iter()
+            .map(|s| format!("no route to {} of node {}: {}", s.prefix, s.node, s.reason))
+            .collect();
         self.warn("skipped routes", (!skipped.is_empty()).then(|| skipped.join("; ")));
         self.find_uplinks(&node.addresses).await;
     }
@@ -222,7 +237,12 @@ impl Engine {
             let mut core = self.shared.core();
             match core.applier.collect(portolan_apply::ticks()) {
                 Ok(found) if found.expired + found.stale > 0 => {
-                    tracing::debug!(entries = found.seen, expired = found.expired, stale = found.stale, "flows");
+                    tracing::debug!(
+                        entries = found.seen,
+                        expired = found.expired,
+                        stale = found.stale,
+                        "flows"
+                    );
                 }
                 Ok(_) => {}
                 Err(err) => tracing::error!(%err, "collecting flows"),

@@ -84,11 +84,9 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     // Bound now, so that a second agent or a taken port is found before anything is changed; served once the
     // node is ready.
     let mut listener = Some(socket::bind(&global.socket)?);
-    let mut http = Some(
-        TcpListener::bind(options.metrics)
-            .await
-            .with_context(|| format!("listening on {} for metrics: choose another --metrics", options.metrics))?,
-    );
+    let mut http = Some(TcpListener::bind(options.metrics).await.with_context(|| {
+        format!("listening on {} for metrics: choose another --metrics", options.metrics)
+    })?);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut collect = tokio::time::interval(COLLECT);
@@ -107,7 +105,12 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
             continue;
         }
         if let Some(http) = http.take() {
-            tokio::spawn(serve_metrics(http, Arc::clone(&shared), Arc::clone(&network), Arc::clone(&metrics)));
+            tokio::spawn(serve_metrics(
+                http,
+                Arc::clone(&shared),
+                Arc::clone(&network),
+                Arc::clone(&metrics),
+            ));
         }
         if let Some(listener) = listener.take() {
             socket::serve(listener, Arc::clone(&network), Arc::clone(&shared), &options).await?;
@@ -153,8 +156,7 @@ async fn serve_metrics(
 ) {
     let render = move || {
         let outcomes = shared.core().applier.tables().counters().unwrap_or_default();
-        let text =
-            metrics.render(&views::status(&shared, &network), &views::services(&shared), &outcomes);
+        let text = metrics.render(&views::status(&shared, &network), &views::services(&shared), &outcomes);
         std::future::ready(text)
     };
     metrics::serve(listener, render).await;

@@ -78,14 +78,18 @@ impl Network {
         let mut restored = 0;
         for allocation in ipam.list() {
             let host = &allocation.meta.host_ifname;
-            let Some(interface) = interfaces.iter().find(|interface| interface.name == *host) else { continue };
+            let Some(interface) = interfaces.iter().find(|interface| interface.name == *host) else {
+                continue;
+            };
             let interface = Interface { name: host.clone(), ifindex: interface.ifindex };
             match self.place(&interface, &allocation) {
                 Ok(()) => {
                     live.extend(allocation.addresses.iter());
                     restored += 1;
                 }
-                Err(err) => tracing::error!(pod = allocation.meta.pod_name, iface = host, %err, "restoring a pod"),
+                Err(err) => {
+                    tracing::error!(pod = allocation.meta.pod_name, iface = host, %err, "restoring a pod")
+                }
             }
         }
         self.forget_others(&live)?;
@@ -116,8 +120,7 @@ impl Network {
     fn place(&self, interface: &Interface, allocation: &Allocation) -> Result<(), PlaceError> {
         self.programs.attach(interface, Role::Pod)?;
         let mac = mac_of(&allocation.id);
-        let endpoint =
-            Endpoint { ifindex: interface.ifindex, mac: words(mac), flags: endpoint_flag::LIVE };
+        let endpoint = Endpoint { ifindex: interface.ifindex, mac: words(mac), flags: endpoint_flag::LIVE };
         for addr in allocation.addresses.iter() {
             if let Some(addr) = V4::of(addr) {
                 self.tables.v4.endpoints.insert(&addr, &endpoint)?;
@@ -140,15 +143,14 @@ impl Network {
     }
 
     fn spec(&self, request: &PodRequest, addresses: &Addresses) -> Result<PodLinkSpec, CniError> {
-        let netns = request
-            .netns
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|err| CniError::new(Code::Io, "keeping the pod's network namespace open").with_details(err.to_string()))?;
+        let netns = request.netns.as_fd().try_clone_to_owned().map_err(|err| {
+            CniError::new(Code::Io, "keeping the pod's network namespace open").with_details(err.to_string())
+        })?;
         Ok(PodLinkSpec {
             host_name: request.attachment.host_ifname(),
             pod_ifname: request.attachment.ifname().to_owned(),
-            netns: Netns::from_fd(netns).map_err(|err| failed("opening the pod's network namespace", &err))?,
+            netns: Netns::from_fd(netns)
+                .map_err(|err| failed("opening the pod's network namespace", &err))?,
             addresses: addresses.iter().collect(),
             mac: mac_of(&request.attachment),
             mtu: self.mtu.load(Ordering::Relaxed),
@@ -182,8 +184,9 @@ impl Network {
 
     fn ready(&self) -> Result<Arc<Ipam>, CniError> {
         self.ipam().ok_or_else(|| {
-            CniError::new(Code::TryAgainLater, "this node has no podCIDR yet")
-                .with_details("its Node object needs spec.podCIDRs; `portolan status` shows what the agent knows")
+            CniError::new(Code::TryAgainLater, "this node has no podCIDR yet").with_details(
+                "its Node object needs spec.podCIDRs; `portolan status` shows what the agent knows",
+            )
         })
     }
 
@@ -191,12 +194,15 @@ impl Network {
         let name = spec.host_name.clone();
         let result = self
             .links
-            .create_pod(spec, async |ifindex| self.place(&Interface { name: name.clone(), ifindex }, allocation))
+            .create_pod(spec, async |ifindex| {
+                self.place(&Interface { name: name.clone(), ifindex }, allocation)
+            })
             .await;
         match result {
             Ok(_) => Ok(()),
             Err(CreateError::Link(err @ link::Error::Exists { .. })) => {
-                Err(CniError::new(Code::InterfaceExists, "the interface is there already").with_details(err.to_string()))
+                Err(CniError::new(Code::InterfaceExists, "the interface is there already")
+                    .with_details(err.to_string()))
             }
             Err(err) => Err(failed("making the pod's interface", &err)),
         }
@@ -242,12 +248,11 @@ impl PodNetwork for Network {
             Err(err) => Err(err),
         };
         // What another ADD holds under this name stays with it.
-        if let Err(err) = &result {
-            if !(known || err.code == Code::InterfaceExists) {
-                if let Err(undo) = self.remove(id).await {
-                    tracing::error!(container = id.container(), err = %undo, "undoing a failed ADD");
-                }
-            }
+        if let Err(err) = &result
+            && !(known || err.code == Code::InterfaceExists)
+            && let Err(undo) = self.remove(id).await
+        {
+            tracing::error!(container = id.container(), err = %undo, "undoing a failed ADD");
         }
         result
     }
@@ -262,7 +267,8 @@ impl PodNetwork for Network {
         })?;
         let spec = self.spec(&request, &held.addresses)?;
         self.links.check_pod(&spec).await.map_err(|err| {
-            CniError::new(Code::CheckFailed, "the pod's interface is not as it was made").with_details(err.to_string())
+            CniError::new(Code::CheckFailed, "the pod's interface is not as it was made")
+                .with_details(err.to_string())
         })?;
         self.attached(&spec)
     }

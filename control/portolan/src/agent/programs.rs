@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use portolan_node::attach::Interface;
-use portolan_node::{AttachError, Attacher, Direction, Mode, Object};
+use portolan_node::{AttachError, Attacher, Direction, Object};
 
 /// What an interface is, which says what is attached to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +58,6 @@ impl Programs {
     /// Interfaces that have pinned links.
     pub(super) fn attached(&self) -> Result<Vec<String>, AttachError> {
         self.attacher.attached()
-    }
-
-    pub(super) fn mode(&self) -> Mode {
-        self.attacher.mode()
     }
 
     pub(super) fn object(&self) -> MutexGuard<'_, Object> {

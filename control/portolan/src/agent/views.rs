@@ -25,14 +25,16 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
         ));
     }
     if node.addresses.is_empty() {
-        not_ready.push(format!("node {} has no InternalIP in its Node object's status.addresses", shared.node));
+        not_ready
+            .push(format!("node {} has no InternalIP in its Node object's status.addresses", shared.node));
     }
     let cidr = |pool: portolan_ipam::Availability| CidrView {
         cidr: pool.cidr.to_string(),
         used: pool.used.to_string(),
         capacity: pool.capacity.to_string(),
     };
-    let refused = core.refused.iter().map(|refused| format!("{}: TableFull: {}", refused.service, refused.reason));
+    let refused =
+        core.refused.iter().map(|refused| format!("{}: TableFull: {}", refused.service, refused.reason));
     let conditions = core.conditions.iter().map(condition);
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,0 +1,85 @@
+//! Which service an index in the kernel's table means.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use portolan_abi::{Frontend, FrontendKey};
+use portolan_core::wire::proto;
+use portolan_core::{Address, Family, V4, V6};
+use portolan_node::maps::NodeFamily;
+
+use super::super::service::full_name;
+use crate::api::{PortView, ServiceView};
+
+/// Names of services by index. The agent knows frontends by service, the kernel's tables know indexes by frontend.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Names(BTreeMap<u32, Name>);
+
+#[derive(Clone, Debug)]
+struct Name {
+    /// `namespace/name`.
+    service: String,
+    /// `namespace/name:port`, without the port if it has no name.
+    port: String,
+}
+
+type Frontends<F> = [(FrontendKey<<F as Family>::Addr>, Frontend)];
+
+impl Names {
+    pub(super) fn new(services: &[ServiceView], v4: &Frontends<V4>, v6: &Frontends<V6>) -> Self {
+        let mut names = BTreeMap::new();
+        add::<V4>("IPv4", services, v4, &mut names);
+        add::<V6>("IPv6", services, v6, &mut names);
+        Self(names)
+    }
+
+    /// `namespace/name:port` of an index.
+    pub(super) fn get(&self, index: u32) -> Option<&str> {
+        self.0.get(&index).map(|name| name.port.as_str())
+    }
+
+    /// All indexes of a service `namespace/name`: it has one for each port and family.
+    pub(super) fn indexes(&self, service: &str) -> BTreeSet<u32> {
+        self.0.iter().filter(|(_, name)| name.service == service).map(|(index, _)| *index).collect()
+    }
+}
+
+fn add<F: NodeFamily>(
+    family: &str,
+    services: &[ServiceView],
+    frontends: &Frontends<F>,
+    names: &mut BTreeMap<u32, Name>,
+) {
+    // Marks of addresses have port 0, and name no service.
+    let real = frontends.iter().filter(|(key, _)| key.port != 0);
+    let indexes: HashMap<_, u32> = real.map(|(key, value)| (*key, value.service)).collect();
+    for service in services {
+        for port in service.ports.iter().filter(|port| port.family == family) {
+            let name = name(service, port);
+            for index in keys::<F>(port).filter_map(|key| indexes.get(&key)) {
+                names.entry(*index).or_insert_with(|| name.clone());
+            }
+        }
+    }
+}
+
+fn name(service: &ServiceView, port: &PortView) -> Name {
+    let service = full_name(&service);
+    let port = if port.name.is_empty() { service.clone() } else { format!("{service}:{}", port.name) };
+    Name { service, port }
+}
+
+/// The keys of a port's frontends.
+fn keys<F: NodeFamily>(port: &PortView) -> impl Iterator<Item = FrontendKey<F::Addr>> {
+    let proto = match port.protocol.as_str() {
+        "TCP" => Some(proto::TCP),
+        "UDP" => Some(proto::UDP),
+        _ => None,
+    };
+    port.frontends.iter().filter_map(move |frontend| {
+        let addr = match frontend.address {
+            Some(address) => F::of(address)?,
+            None => F::Addr::UNSPECIFIED,
+        };
+        Some(FrontendKey { addr, port: frontend.port.to_be(), proto: proto?, zero: 0 })
+    })
+}

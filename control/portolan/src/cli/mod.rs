@@ -1,0 +1,89 @@
+//! The command line: questions to the agent, and the pinned tables, which can be read while no agent runs.
+//!
+//! Every view is made in two steps: a value that `-o json` and `-o yaml` print as it is, and a pure function from
+//! that value to text.
+
+mod client;
+mod completion;
+mod drops;
+mod flow;
+mod output;
+mod pod;
+mod service;
+mod status;
+mod text;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+pub use client::AskError;
+pub use completion::{Arguments, Root};
+pub use output::{Format, Output};
+
+/// Where the agent and its tables are; the same for all commands.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// Socket of the agent
+    #[arg(
+        long,
+        global = true,
+        env = "PORTOLAN_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/portolan/agent.sock"
+    )]
+    pub socket: PathBuf,
+    /// Directory that the tables are pinned in
+    #[arg(long, global = true, env = "PORTOLAN_PINS", value_name = "PATH", default_value_os_t = default_pins())]
+    pub pins: PathBuf,
+}
+
+fn default_pins() -> PathBuf {
+    format!("/sys/fs/bpf/portolan/{}", portolan_abi::VERSION).into()
+}
+
+/// What can be looked at.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Show the agent, its node and how full its tables are
+    #[command(
+        after_help = "While no agent runs, shows what of the data plane is in place, and exits with 1.\n\n\
+        Example:\n  portolan status -o json"
+    )]
+    Status(Output),
+    /// Look at services, their frontends and backends
+    #[command(subcommand)]
+    Service(service::Command),
+    /// Look at the pods of this node
+    #[command(subcommand)]
+    Pod(pod::Command),
+    /// Look at translated flows; works while no agent runs
+    #[command(subcommand)]
+    Flow(flow::Command),
+    /// Look at what became of packets, and why some were dropped; works while no agent runs
+    #[command(subcommand)]
+    Drop(drops::Command),
+    /// Print the completion script of a shell
+    #[command(after_help = "Example:\n  portolan completion bash > /etc/bash_completion.d/portolan")]
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// One line that says what failed and what to do.
+pub fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Status(output) => return status::run(output, global),
+        Command::Service(command) => service::run(command, global)?,
+        Command::Pod(command) => pod::run(command, global)?,
+        Command::Flow(command) => flow::run(command, global)?,
+        Command::Drop(command) => drops::run(command, global)?,
+        Command::Completion { shell } => output::print(&completion::script(shell))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

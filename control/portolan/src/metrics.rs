@@ -1,0 +1,221 @@
+//! Metrics: what the agent counts itself, what it knows and what the programs count, in Prometheus' text format.
+
+mod http;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use portolan_abi::counter;
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::api::{PortView, ServiceView, Status};
+pub use http::serve;
+
+/// What only the agent can count, under the names that dashboards for kube-proxy have.
+#[derive(Debug)]
+pub struct Metrics {
+    sync_duration: Histogram,
+    last_sync: Gauge<f64, AtomicU64>,
+    service_changes: Counter,
+    endpoint_changes: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            // 0.1 ms to 13 s: from one endpoint to a whole cluster on a busy node.
+            sync_duration: Histogram::new(exponential_buckets(1e-4, 2.0, 18)),
+            last_sync: Gauge::default(),
+            service_changes: Counter::default(),
+            endpoint_changes: Counter::default(),
+        }
+    }
+
+    /// A change has become visible to packets just now, and took so long from being read.
+    pub fn observe_sync(&self, took: Duration) {
+        self.sync_duration.observe(took.as_secs_f64());
+        // A clock before 1970 is no time to report.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last_sync.set(now.as_secs_f64());
+    }
+
+    /// So many Services have changed.
+    pub fn count_changes(&self, services: usize) {
+        self.service_changes.inc_by(services as u64);
+    }
+
+    /// So many EndpointSlices have changed.
+    pub fn count_endpoint_changes(&self, slices: usize) {
+        self.endpoint_changes.inc_by(slices as u64);
+    }
+
+    /// All metrics as text, version 0.0.4. `outcomes` are packets in the order of [`counter::ALL`].
+    #[must_use]
+    pub fn render(&self, status: &Status, services: &[ServiceView], outcomes: &[u64]) -> String {
+        let mut registry = Registry::default();
+        self.register(registry.sub_registry_with_prefix("kubeproxy_sync_proxy_rules"));
+        let portolan = registry.sub_registry_with_prefix("portolan");
+        packets(portolan, outcomes);
+        agent(portolan, status);
+        tables(portolan, status);
+        pod_addresses(portolan, status);
+        flows(portolan, services);
+        let mut text = String::new();
+        // Writing to a string fails only if a metric cannot be encoded, which none of the kinds here can.
+        if let Err(error) = text::encode_registry(&mut text, &registry) {
+            tracing::error!(%error, "encoding metrics");
+        }
+        classic(&text)
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let help = "Time that changes take from being read to being visible to packets";
+        registry.register("duration_seconds", help, self.sync_duration.clone());
+        let help = "When the last change became visible to packets";
+        registry.register("last_timestamp_seconds", help, self.last_sync.clone());
+        let help = "Services that changed";
+        registry.register("service_changes", help, self.service_changes.clone());
+        registry.register("endpoint_changes", "EndpointSlices that changed", self.endpoint_changes.clone());
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+fn packets(registry: &mut Registry, outcomes: &[u64]) {
+    let (all, drops) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
+    for (outcome, packets) in counter::ALL.iter().zip(outcomes) {
+        all.get_or_create(&vec![("outcome", outcome.name.to_owned())]).inc_by(*packets);
+        if outcome.is_drop() {
+            drops.get_or_create(&vec![("reason", outcome.name.to_owned())]).inc_by(*packets);
+        }
+    }
+    registry.register("packets", "Packets that programs saw, by what became of them", all);
+    registry.register("drops", "Packets dropped or rejected, by reason", drops);
+}
+
+fn agent(registry: &mut Registry, status: &Status) {
+    let build = Family::<Labels, Gauge>::default();
+    let labels = vec![
+        ("version", status.version.clone()),
+        ("node", status.node.clone()),
+        ("attach_mode", status.attach_mode.clone()),
+    ];
+    build.get_or_create(&labels).set(1);
+    registry.register("build_info", "The agent: always 1", build);
+    let numbers = [
+        ("ready", "Whether pods can be added and services are as desired", usize::from(status.ready)),
+        ("services", "Services", status.services),
+        ("pods", "Pods of this node", status.pods),
+        ("routes", "Routes to other nodes", status.routes),
+        ("refused_documents", "Documents of the source that were refused", status.refused_documents.len()),
+        ("conditions", "Conditions of services: what of them is not served", status.conditions.len()),
+        ("warnings", "Warnings of the agent", status.warnings.len()),
+    ];
+    for (name, help, value) in numbers {
+        registry.register(name, help, gauge(value as u64));
+    }
+    let syncs = Counter::<u64>::default();
+    syncs.inc_by(status.syncs);
+    registry.register("syncs", "Changes applied", syncs);
+    let last = Gauge::<f64, AtomicU64>::default();
+    last.set(Duration::from_micros(status.last_sync_microseconds).as_secs_f64());
+    registry.register("last_sync_seconds", "Time that the last change took", last);
+}
+
+fn tables(registry: &mut Registry, status: &Status) {
+    let (entries, capacity) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
+    for (table, (used, all)) in &status.tables {
+        let labels = vec![("table", table.clone())];
+        entries.get_or_create(&labels).set(signed(*used));
+        capacity.get_or_create(&labels).set(signed(*all));
+    }
+    registry.register("table_entries", "Entries in use, by table", entries);
+    registry.register("table_capacity", "Entries there is room for, by table", capacity);
+}
+
+fn pod_addresses(registry: &mut Registry, status: &Status) {
+    // As floats: an IPv6 podCIDR has more addresses than 64 bits count.
+    type Addresses = Family<Labels, Gauge<f64, AtomicU64>>;
+    let (used, capacity) = (Addresses::default(), Addresses::default());
+    for cidr in &status.pod_cidrs {
+        let labels = vec![("cidr", cidr.cidr.clone())];
+        for (family, number) in [(&used, &cidr.used), (&capacity, &cidr.capacity)] {
+            if let Ok(number) = number.parse() {
+                family.get_or_create(&labels).set(number);
+            }
+        }
+    }
+    registry.register("pod_addresses_used", "Addresses given to pods, by podCIDR", used);
+    registry.register("pod_addresses_capacity", "Addresses there are for pods, by podCIDR", capacity);
+}
+
+fn flows(registry: &mut Registry, services: &[ServiceView]) {
+    let flows = Family::<Labels, Counter>::default();
+    for service in services {
+        for port in &service.ports {
+            let labels = vec![
+                ("namespace", service.namespace.clone()),
+                ("service", service.name.clone()),
+                ("port", port_label(port)),
+                ("protocol", port.protocol.clone()),
+                ("family", port.family.clone()),
+            ];
+            flows.get_or_create(&labels).inc_by(port.flows);
+        }
+    }
+    registry.register("service_flows", "Flows opened to a service's port", flows);
+}
+
+/// The port's name; its number if it has none, as only the sole port of a service may.
+fn port_label(port: &PortView) -> String {
+    match port.frontends.first() {
+        Some(frontend) if port.name.is_empty() => frontend.port.to_string(),
+        _ => port.name.clone(),
+    }
+}
+
+fn gauge(value: u64) -> Gauge {
+    let gauge = Gauge::default();
+    gauge.set(signed(value));
+    gauge
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// From OpenMetrics to the older text format, which every scraper reads: there the description of a counter bears
+/// the same name as its samples.
+fn classic(open: &str) -> String {
+    let counters: HashSet<&str> =
+        open.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let mut text = String::with_capacity(open.len());
+    for line in open.lines() {
+        let about = line.strip_prefix("# HELP ").or_else(|| line.strip_prefix("# TYPE "));
+        match about.and_then(|about| about.split_once(' ')) {
+            Some((name, rest)) if counters.contains(name) => {
+                let kind = &line[..line.len() - name.len() - rest.len() - 1];
+                text.extend([kind, name, "_total ", rest]);
+            }
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
