@@ -8,9 +8,9 @@ use aya_ebpf::helpers::generated::{
     bpf_skb_pull_data,
 };
 use portolan_abi::{counter, exit};
-use portolan_core::answer::{QUOTED, Rejection, unreachable_checksum};
+use portolan_core::answer::{QUOTED, Rejection, awaiting, unreachable_checksum};
 use portolan_core::icmp::{Translation, echo_reply, quoted_at};
-use portolan_core::wire::{ETHERNET, Frame, Packet, parse, proto};
+use portolan_core::wire::{ETHERNET, Frame, Kind, Packet, parse, proto};
 use portolan_core::{Address, Choice, Exit, Family, Hook, Rewrite, Verdict, gateway_mac, refusal};
 
 use crate::frame::Linear;
@@ -189,16 +189,35 @@ pub fn refuse<F: Route>(skb: *mut __sk_buff, hook: Hook, ifindex: u32) -> i32 {
     let Some((packet, rejection, exit)) = refusal::<F, _, _>(hook, ifindex, &frame, &Maps::new(skb)) else {
         return TC_ACT_SHOT;
     };
+    let Some(quoted) = frame.words::<2>(transport) else { return TC_ACT_SHOT };
+    let sum = transport + if packet.kind == Kind::Tcp { 16 } else { 6 };
+    let awaits = matches!(packet.kind, Kind::Tcp | Kind::Udp) && awaits_device(skb, sum);
     let written = match rejection {
         Rejection::Reset(header, segment) => {
             resize(skb, transport + 20) && frame.write(ETHERNET, header) && frame.write(transport, segment)
         }
-        Rejection::Unreachable(header, icmp) => unreachable::<F>(skb, &packet, header, icmp),
+        Rejection::Unreachable(header, icmp) => unreachable::<F>(skb, &packet, quoted, (header, icmp)),
     };
-    if !written || !address(skb, hook, exit) {
+    let completed = !awaits || frame.write(sum, awaiting(&packet));
+    if !written || !completed || !address(skb, hook, exit) {
         return TC_ACT_SHOT;
     }
     leave(hook, exit, 0).action()
+}
+
+/// Whether the packet's checksum awaits the device (`CHECKSUM_PARTIAL`), as that of local senders and of virtual
+/// machines on the same host does. Only the kernel knows; it shows it by leaving such a sum as it is when something
+/// outside of the pseudo header changes. The sum is spoiled afterwards.
+#[inline(always)]
+fn awaits_device(skb: *mut __sk_buff, at: usize) -> bool {
+    let read = || {
+        // SAFETY: `view` has compared the range with the end of the packet.
+        Linear::new(skb).view::<u16>(at).map(|field| unsafe { *field })
+    };
+    let before = read();
+    // SAFETY: the context is the program's own; the helper checks the offset.
+    let changed = unsafe { bpf_l4_csum_replace(skb, at as u32, 0, 1, 2) };
+    changed == 0 && before == read()
 }
 
 /// Writes a "port unreachable" that quotes the packet it replaces.
@@ -206,12 +225,11 @@ pub fn refuse<F: Route>(skb: *mut __sk_buff, hook: Hook, ifindex: u32) -> i32 {
 fn unreachable<F: Family>(
     skb: *mut __sk_buff,
     packet: &Packet<F>,
-    header: F::Header,
-    icmp: [u32; 2],
+    quoted: [u32; 2],
+    (header, icmp): (F::Header, [u32; 2]),
 ) -> bool {
     let frame = Linear::new(skb);
     let transport = ETHERNET + F::HEADER_LEN;
-    let Some(quoted) = frame.words::<2>(transport) else { return false };
     let icmp = unreachable_checksum(packet, icmp, quoted);
     resize(skb, quoted_at::<F>() + F::HEADER_LEN + QUOTED)
         && frame.write(ETHERNET, header)

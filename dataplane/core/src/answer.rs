@@ -76,6 +76,25 @@ pub fn unreachable_checksum<F: Family>(packet: &Packet<F>, icmp: [u32; 2], quote
     [(u32::from_be(icmp[0]) | field).to_be(), icmp[1]]
 }
 
+/// What belongs into the answer at the place of the refused packet's checksum (byte 16 of TCP, 6 of UDP) if that
+/// awaited the device (`CHECKSUM_PARTIAL`), because the device will complete the answer at the same place: it adds
+/// all from the transport header on to what stands there.
+///
+/// For a reset, that is the usual sum of the pseudo header. An ICMP error has its own checksum elsewhere and an
+/// unused field here; whatever the device puts there, the message is right as a whole if it starts from the sum of
+/// the pseudo header, where there is one.
+#[inline(always)]
+#[must_use]
+pub fn awaiting<F: Family>(packet: &Packet<F>) -> u16 {
+    let (src, dst) = (packet.key.dst, packet.key.src);
+    let sum = match packet.kind {
+        Kind::Tcp => pseudo_sum::<F>(src, dst, proto::TCP, 20),
+        _ if F::ICMP_PSEUDO => pseudo_sum::<F>(src, dst, F::ICMP, (8 + F::HEADER_LEN + QUOTED) as u16),
+        _ => 0,
+    };
+    !checksum::finish(sum)
+}
+
 /// Sum of the pseudo header (RFC 9293 3.1, RFC 8200 8.1): the same for both families, since unused bytes are zero.
 #[inline(always)]
 fn pseudo_sum<F: Family>(src: F::Addr, dst: F::Addr, protocol: u8, len: u16) -> u32 {
