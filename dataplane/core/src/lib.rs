@@ -31,6 +31,3 @@ pub use select::flow_hash;
 pub use service::Choice;
 pub use tables::Tables;
 pub use verdict::{Exit, Hook, Reason, Rewrite, Verdict, gateway_mac};
-
-#[cfg(test)]
-mod tests;

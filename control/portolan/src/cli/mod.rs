@@ -6,6 +6,7 @@
 mod client;
 mod completion;
 mod drops;
+mod explain;
 mod flow;
 mod output;
 mod pod;
@@ -64,6 +65,12 @@ pub enum Command {
     /// Look at what became of packets, and why some were dropped; works while no agent runs
     #[command(subcommand)]
     Drop(drops::Command),
+    /// Tell what would become of a packet, and why; works while no agent runs
+    #[command(
+        after_help = "Nothing is sent: the packet path's own decision is asked with the live tables.\n\n\
+        Example:\n  portolan explain default/web-1 10.96.0.10:80"
+    )]
+    Explain(explain::Explain),
     /// Print the completion script of a shell
     #[command(after_help = "Example:\n  portolan completion bash > /etc/bash_completion.d/portolan")]
     Completion {
@@ -83,6 +90,7 @@ pub fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Pod(command) => pod::run(command, global)?,
         Command::Flow(command) => flow::run(command, global)?,
         Command::Drop(command) => drops::run(command, global)?,
+        Command::Explain(explain) => explain::run(&explain, global)?,
         Command::Completion { shell } => output::print(&completion::script(shell))?,
     }
     Ok(ExitCode::SUCCESS)

@@ -124,6 +124,15 @@ pub(super) fn set_neighbour(ifindex: u32, name: &str, address: IpAddr, mac: [u8;
     Request::new(Message::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE, doing)
 }
 
+/// Asks which route the node's own packets to an address take.
+pub(super) fn get_route(address: IpAddr) -> Request {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(address);
+    message.header.destination_prefix_length = full_length(address);
+    message.attributes = vec![RouteAttribute::Destination(address.into())];
+    Request::new(Message::GetRoute(message), 0, format!("asking for the route to {address}"))
+}
+
 /// Adds a route to the main table. `flags` say what happens if one for the prefix is there.
 pub(super) fn add_route(route: &Route, flags: u16) -> Request {
     Request::new(

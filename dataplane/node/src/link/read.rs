@@ -13,7 +13,7 @@ use netlink_packet_route::{
 
 use super::{
     Error, PROTOCOL, Route, Target,
-    message::{full_length, get_link},
+    message::{full_length, get_link, get_route},
     socket::Socket,
 };
 
@@ -98,6 +98,24 @@ pub(super) fn permanent_neighbours(socket: &mut Socket) -> Result<Vec<(u32, IpAd
 pub(super) fn own_routes(socket: &mut Socket) -> Result<Vec<Route>, Error> {
     Ok(route_messages(socket, RouteProtocol::Other(PROTOCOL))?.iter().flat_map(routes).collect())
 }
+
+/// What the kernel answers to `ip route get`: interface and source address.
+pub(super) fn route_to(socket: &mut Socket, address: IpAddr) -> Result<(Option<u32>, Option<IpAddr>), Error> {
+    match socket.run_one(get_route(address)) {
+        Ok(Some(Message::NewRoute(route))) => {
+            let source = route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::PrefSource(address) => ip(address),
+                _ => None,
+            });
+            Ok((nexthops(&route).find_map(|(_, ifindex)| ifindex), source))
+        }
+        Err(error) if !has_errno(&error, &NO_ROUTE) => Err(error),
+        Ok(_) | Err(_) => Ok((None, None)),
+    }
+}
+
+/// The kernel's answers where a packet cannot go: no route, or one of a kind that refuses.
+const NO_ROUTE: [i32; 4] = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL];
 
 /// Indexes of the interfaces that a default route leaves by.
 pub(super) fn default_route_interfaces(socket: &mut Socket) -> Result<Vec<u32>, Error> {

@@ -32,4 +32,13 @@ impl Links {
         })
         .await
     }
+
+    /// The interface that the node's own packets to `address` leave by, and the address they come from; nothing
+    /// where there is no route.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub async fn route_to(&self, address: IpAddr) -> Result<(Option<u32>, Option<IpAddr>), Error> {
+        self.call(move |socket| read::route_to(socket, address)).await
+    }
 }

@@ -12,7 +12,7 @@ use crate::api::{PortView, ServiceView};
 
 /// Names of services by index. The agent knows frontends by service, the kernel's tables know indexes by frontend.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Names(BTreeMap<u32, Name>);
+pub(in crate::cli) struct Names(BTreeMap<u32, Name>);
 
 #[derive(Clone, Debug)]
 struct Name {
@@ -25,7 +25,7 @@ struct Name {
 type Frontends<F> = [(FrontendKey<<F as Family>::Addr>, Frontend)];
 
 impl Names {
-    pub(super) fn new(services: &[ServiceView], v4: &Frontends<V4>, v6: &Frontends<V6>) -> Self {
+    pub(in crate::cli) fn new(services: &[ServiceView], v4: &Frontends<V4>, v6: &Frontends<V6>) -> Self {
         let mut names = BTreeMap::new();
         add::<V4>("IPv4", services, v4, &mut names);
         add::<V6>("IPv6", services, v6, &mut names);
@@ -33,12 +33,12 @@ impl Names {
     }
 
     /// `namespace/name:port` of an index.
-    pub(super) fn get(&self, index: u32) -> Option<&str> {
+    pub(in crate::cli) fn get(&self, index: u32) -> Option<&str> {
         self.0.get(&index).map(|name| name.port.as_str())
     }
 
     /// All indexes of a service `namespace/name`: it has one for each port and family.
-    pub(super) fn indexes(&self, service: &str) -> BTreeSet<u32> {
+    pub(in crate::cli) fn indexes(&self, service: &str) -> BTreeSet<u32> {
         self.0.iter().filter(|(_, name)| name.service == service).map(|(index, _)| *index).collect()
     }
 }
