@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use portolan_abi::{
-    Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service, SlabLine, Words, counter,
+    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service, SlabLine, Words, counter,
 };
 use portolan_core::{Family, V4, V6};
 
@@ -24,6 +24,9 @@ const FRONTENDS: usize = 1 << 18;
 const ENDPOINTS: usize = 1 << 12;
 /// Entries of flows of one family, two for each flow.
 const FLOWS: usize = 1 << 18;
+
+/// Clients of one family that services with session affinity remember.
+const CLIENTS: usize = 1 << 16;
 
 /// What the node is: one record.
 #[btf_map]
@@ -46,19 +49,24 @@ pub trait Kernel: Family {
     fn backends() -> &'static Array<Backend<Self::Addr>, BACKENDS, MMAPABLE>;
     /// Pods of this node by address.
     fn endpoints() -> &'static HashMap<Self::Addr, Endpoint, ENDPOINTS>;
+    /// Backends that clients of services with session affinity had last.
+    fn affinity() -> &'static LruHashMap<AffinityKey<Self::Addr>, Affinity, CLIENTS>;
     /// Flows.
     fn flows() -> &'static LruHashMap<FlowKey<Self::Addr>, Flow<Self::Addr>, FLOWS>;
 }
 
 /// Defines one family's tables.
 macro_rules! kernel {
-    ($family:ty, $addr:ty, $frontends:ident, $backends:ident, $endpoints:ident, $flows:ident) => {
+    ($family:ty, $addr:ty, $frontends:ident, $backends:ident, $endpoints:ident, $affinity:ident,
+     $flows:ident) => {
         #[btf_map]
         static $frontends: HashMap<FrontendKey<$addr>, Frontend, FRONTENDS> = HashMap::new();
         #[btf_map]
         static $backends: Array<Backend<$addr>, BACKENDS, MMAPABLE> = Array::new();
         #[btf_map]
         static $endpoints: HashMap<$addr, Endpoint, ENDPOINTS> = HashMap::new();
+        #[btf_map]
+        static $affinity: LruHashMap<AffinityKey<$addr>, Affinity, CLIENTS> = LruHashMap::new();
         #[btf_map]
         static $flows: LruHashMap<FlowKey<$addr>, Flow<$addr>, FLOWS> = LruHashMap::new();
 
@@ -79,6 +87,11 @@ macro_rules! kernel {
             }
 
             #[inline(always)]
+            fn affinity() -> &'static LruHashMap<AffinityKey<$addr>, Affinity, CLIENTS> {
+                &$affinity
+            }
+
+            #[inline(always)]
             fn flows() -> &'static LruHashMap<FlowKey<$addr>, Flow<$addr>, FLOWS> {
                 &$flows
             }
@@ -86,8 +99,8 @@ macro_rules! kernel {
     };
 }
 
-kernel!(V4, Words<1>, FRONTENDS_V4, BACKENDS_V4, ENDPOINTS_V4, FLOWS_V4);
-kernel!(V6, Words<4>, FRONTENDS_V6, BACKENDS_V6, ENDPOINTS_V6, FLOWS_V6);
+kernel!(V4, Words<1>, FRONTENDS_V4, BACKENDS_V4, ENDPOINTS_V4, AFFINITY_V4, FLOWS_V4);
+kernel!(V6, Words<4>, FRONTENDS_V6, BACKENDS_V6, ENDPOINTS_V6, AFFINITY_V6, FLOWS_V6);
 
 /// Counts a packet. An index beyond the array counts nothing.
 #[inline(always)]

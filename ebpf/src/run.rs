@@ -144,7 +144,7 @@ fn known<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
 #[inline(always)]
 fn new<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
     let frame = Linear::new(skb);
-    match decide_new::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb)) {
+    match decide_new::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb), now()) {
         New::Verdict(verdict) => apply::untouched(skb, hook, verdict).0,
         New::Open(choice) => Done::open(choice).0,
         New::Other => Done::UNKNOWN,

@@ -6,7 +6,7 @@ use core::ptr::read_volatile;
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use portolan_abi::{
-    Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ring, SLAB_LINE, Service,
+    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ring, SLAB_LINE, Service,
 };
 use portolan_core::{Tables, V4, V6};
 
@@ -133,6 +133,18 @@ impl<F: Route> Tables<F> for Maps {
         }
         // SAFETY: as above.
         Some(unsafe { (*params).ifindex })
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity> {
+        // SAFETY: as in `flow`: an element that is recycled while it is copied sends one client elsewhere.
+        F::affinity().get_ptr(key).map(|memory| unsafe { *memory })
+    }
+
+    #[inline(always)]
+    fn remember(&self, key: &AffinityKey<F::Addr>, affinity: &Affinity) {
+        // What the table does not take is not remembered: the client is balanced like any other.
+        let _ = F::affinity().insert(key, affinity, 0);
     }
 
     #[inline(always)]

@@ -5,7 +5,9 @@
 //! before it is used again. Whatever does not fit is refused as a whole service; the rest is untouched.
 
 mod adopt;
+mod affinity;
 mod applier;
+mod change;
 mod family;
 mod flows;
 mod index;

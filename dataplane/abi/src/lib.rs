@@ -13,8 +13,8 @@ mod service;
 pub use config::Config;
 pub use flow::{Flow, FlowKey, exit, state};
 pub use service::{
-    Backend, Endpoint, Frontend, FrontendKey, Ring, SLAB_LINE, Service, SlabLine, backend_flag,
-    endpoint_flag, frontend_flag, service_flag,
+    Affinity, AffinityKey, Backend, Endpoint, Frontend, FrontendKey, Ring, SLAB_LINE, Service, SlabLine,
+    backend_flag, endpoint_flag, frontend_flag, service_flag,
 };
 
 /// Version of every layout in this crate.

@@ -101,6 +101,42 @@ pub mod service_flag {
     pub const EXTERNAL_LOCAL: u32 = 1 << 1;
 }
 
+/// Key of session affinity: a client of one set of a service, whichever of the service's addresses it asked.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AffinityKey<A> {
+    /// The client.
+    pub client: A,
+    /// Twice the index of the service, plus one for the set of this node alone.
+    pub set: u32,
+}
+
+impl<A> AffinityKey<A> {
+    /// Key of a client, the service's index, and whether only this node's backends are meant.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(client: A, service: u32, local: bool) -> Self {
+        Self { client, set: service.wrapping_mul(2).wrapping_add(local as u32) }
+    }
+
+    /// Index of the service.
+    #[must_use]
+    #[inline(always)]
+    pub const fn service(&self) -> u32 {
+        self.set / 2
+    }
+}
+
+/// Which backend a client had last.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Affinity {
+    /// Index of the backend.
+    pub backend: u32,
+    /// When the client last opened a flow, in ticks of 2^30 ns of the monotonic clock.
+    pub seen: u32,
+}
+
 /// Slots in one element of the slab: a cache line, so that an index masked by the size needs no bounds check.
 pub const SLAB_LINE: usize = 16;
 
@@ -154,6 +190,9 @@ const _: () = assert!(size_of::<Service>() == 32);
 const _: () = assert!(size_of::<Backend<Words<1>>>() == 16);
 const _: () = assert!(size_of::<Backend<Words<4>>>() == 32 && align_of::<Backend<Words<4>>>() == 8);
 const _: () = assert!(size_of::<Endpoint>() == 12);
+const _: () = assert!(size_of::<AffinityKey<Words<1>>>() == 8);
+const _: () = assert!(size_of::<AffinityKey<Words<4>>>() == 20);
+const _: () = assert!(size_of::<Affinity>() == 8);
 
 crate::plain!(
     FrontendKey<Words<1>>,
@@ -163,4 +202,7 @@ crate::plain!(
     Backend<Words<1>>,
     Backend<Words<4>>,
     Endpoint,
+    AffinityKey<Words<1>>,
+    AffinityKey<Words<4>>,
+    Affinity,
 );

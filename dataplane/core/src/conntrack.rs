@@ -1,6 +1,6 @@
 //! States and lifetimes of flows. Time is in ticks of 2^30 ns (about 1.07 s).
 
-use portolan_abi::{Flow, FlowKey, state};
+use portolan_abi::{Affinity, Flow, FlowKey, state};
 
 use crate::wire::{proto, swap_ports, tcp};
 use crate::{Family, Tables};
@@ -52,6 +52,15 @@ pub fn is_expired<A>(protocol: u32, flow: &Flow<A>, now: u32) -> bool {
     // A clock read on another CPU may be a tick behind.
     let idle = now.wrapping_sub(flow.seen);
     idle < u32::MAX / 2 && idle > lifetime(protocol, flow.state)
+}
+
+/// Whether a client's last flow is longer ago than its service's affinity lasts.
+#[inline(always)]
+#[must_use]
+pub const fn is_forgotten(memory: &Affinity, seconds: u32, now: u32) -> bool {
+    let idle = now.wrapping_sub(memory.seen);
+    // As above; and ticks become nanoseconds without a division.
+    idle < u32::MAX / 2 && (idle as u64) << 30 >= seconds as u64 * 1_000_000_000
 }
 
 /// The key of the other direction of a flow.

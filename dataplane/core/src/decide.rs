@@ -26,7 +26,7 @@ pub fn decide<F: Family, T: Tables<F>, P: Frame>(
     if let Some((_, verdict)) = decide_known(hook, ifindex, frame, tables, now) {
         return verdict;
     }
-    match decide_new(hook, ifindex, frame, tables) {
+    match decide_new(hook, ifindex, frame, tables, now) {
         New::Verdict(verdict) => verdict,
         New::Open(choice) => match open(hook, ifindex, frame, choice, tables, now) {
             Ok(()) => match decide_known(hook, ifindex, frame, tables, now) {
@@ -86,6 +86,7 @@ pub fn decide_new<F: Family, T: Tables<F>, P: Frame>(
     ifindex: u32,
     frame: &P,
     tables: &T,
+    now: u32,
 ) -> New<F> {
     let packet = parse::<F, P>(frame);
     if let Some(reason) = packet.kind.defect() {
@@ -100,7 +101,7 @@ pub fn decide_new<F: Family, T: Tables<F>, P: Frame>(
         return New::Other;
     }
     New::Verdict(match resolve::<F, T>(hook, &packet.key, tables) {
-        Asked::Frontend(frontend) => match choose(hook, ifindex, &packet, frontend, tables) {
+        Asked::Frontend(frontend) => match choose(hook, ifindex, &packet, frontend, tables, now) {
             Ok(choice) => return New::Open(choice),
             Err(verdict) => verdict,
         },

@@ -1,12 +1,12 @@
 //! Service traffic: which frontend, which backend, and the two flow entries that remember it.
 
 use portolan_abi::{
-    Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Ring, Service, backend_flag, frontend_flag,
-    service_flag, state,
+    Affinity, AffinityKey, Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Service, backend_flag,
+    frontend_flag, service_flag, state,
 };
 
 use crate::answer::may_answer;
-use crate::conntrack::{is_closed, is_expired, peer_key};
+use crate::conntrack::{is_closed, is_expired, is_forgotten, peer_key};
 use crate::select::{self, finish, flow_hash, mix, scale};
 use crate::wire::{Packet, join_ports, split_ports, swap_ports};
 use crate::{Address, Exit, Family, Hook, Reason, Rewrite, Tables, Verdict};
@@ -96,34 +96,63 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
     packet: &Packet<F>,
     frontend: Frontend,
     tables: &T,
+    now: u32,
 ) -> Result<Choice, Verdict<F>> {
     let Some(config) = tables.config() else { return Err(Verdict::Drop(Reason::Dangling)) };
     let Some(service) = tables.service(frontend.service) else { return Err(Verdict::Drop(Reason::Dangling)) };
-    let ring = ring(hook, frontend, &service);
+    let local = is_local(hook, frontend, &service);
+    let ring = if local { service.local } else { service.cluster };
     if ring.is_empty() {
         if !service.cluster.is_empty() {
             return Err(Verdict::Drop(Reason::NoLocalBackend));
         }
         return Err(reject(hook, ifindex, packet, &config, tables, Reason::NoBackend));
     }
-    match select::backend(ring, flow_hash(&packet.key, config.seed), tables) {
-        Some(backend) => Ok(Choice { service: frontend.service, backend }),
-        None => Err(Verdict::Drop(Reason::Dangling)),
+    let key = AffinityKey::new(packet.key.src, frontend.service, local);
+    let backend = match remembered::<F, T>(&key, service.affinity, tables, now) {
+        Some(backend) => backend,
+        None => match select::backend(ring, flow_hash(&packet.key, config.seed), tables) {
+            Some(backend) => backend,
+            None => return Err(Verdict::Drop(Reason::Dangling)),
+        },
+    };
+    if service.affinity != 0 {
+        tables.remember(&key, &Affinity { backend, seen: now });
     }
+    Ok(Choice { service: frontend.service, backend })
 }
 
-/// The set that a frontend's policy allows: outside clients of a Local service, and inside clients of an
-/// internally Local one, only this node's.
+/// The backend that the client's last flow had, if that was not too long ago. Memories of backends that left the
+/// set are removed by who changes the set; one whose record is not in use any more counts for nothing.
 #[inline(always)]
-fn ring(hook: Hook, frontend: Frontend, service: &Service) -> Ring {
+fn remembered<F: Family, T: Tables<F>>(
+    key: &AffinityKey<F::Addr>,
+    seconds: u32,
+    tables: &T,
+    now: u32,
+) -> Option<u32> {
+    if seconds == 0 {
+        return None;
+    }
+    let memory = tables.affinity(key)?;
+    if is_forgotten(&memory, seconds, now) {
+        return None;
+    }
+    let backend = tables.backend(memory.backend)?;
+    if backend.flags & backend_flag::LIVE == 0 { None } else { Some(memory.backend) }
+}
+
+/// Whether a frontend's policy allows only this node's backends: to outside clients of a Local service, and to
+/// inside clients of an internally Local one.
+#[inline(always)]
+fn is_local(hook: Hook, frontend: Frontend, service: &Service) -> bool {
     let external = frontend.flags & frontend_flag::EXTERNAL != 0;
     // A pod or process of the cluster that asks for a public address is short-circuited to all backends.
-    let local = if external {
+    if external {
         hook == Hook::Uplink && service.flags & service_flag::EXTERNAL_LOCAL != 0
     } else {
         service.flags & service_flag::INTERNAL_LOCAL != 0
-    };
-    if local { service.local } else { service.cluster }
+    }
 }
 
 /// Writes both entries of a new flow; the packet's verdict is then that of its entry.

@@ -1,6 +1,8 @@
 //! The node's state as decisions see it.
 
-use portolan_abi::{Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service};
+use portolan_abi::{
+    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service,
+};
 
 use crate::Family;
 
@@ -23,6 +25,11 @@ pub trait Tables<F: Family> {
     fn endpoint(&self, addr: &F::Addr) -> Option<Endpoint>;
     /// The interface that packets from `src` to `dst` leave by; `None` without a route.
     fn route(&self, src: &F::Addr, dst: &F::Addr) -> Option<u32>;
+
+    /// The backend that a client had last.
+    fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity>;
+    /// Remembers the backend that a client has now.
+    fn remember(&self, key: &AffinityKey<F::Addr>, affinity: &Affinity);
 
     /// A flow.
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Flow<F::Addr>, Self::Entry)>;

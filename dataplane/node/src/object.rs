@@ -27,6 +27,8 @@ pub struct Sizes {
     pub backends: u32,
     /// Frontends and address marks of each family.
     pub frontends: u32,
+    /// Clients of each family that services with session affinity remember.
+    pub clients: u32,
     /// Entries of flows of each family; two for each flow.
     pub flows: u32,
 }
@@ -35,7 +37,14 @@ impl Default for Sizes {
     /// For a large cluster: 131,072 service ports, a million slots. About 130 MB, all of it touched lazily but
     /// for the hash tables.
     fn default() -> Self {
-        Self { services: 1 << 17, slots: 1 << 20, backends: 1 << 19, frontends: 1 << 18, flows: 1 << 18 }
+        Self {
+            services: 1 << 17,
+            slots: 1 << 20,
+            backends: 1 << 19,
+            frontends: 1 << 18,
+            clients: 1 << 16,
+            flows: 1 << 18,
+        }
     }
 }
 
@@ -43,7 +52,7 @@ impl Sizes {
     /// For tests and small machines.
     #[must_use]
     pub const fn small() -> Self {
-        Self { services: 1024, slots: 16_384, backends: 4096, frontends: 4096, flows: 4096 }
+        Self { services: 1024, slots: 16_384, backends: 4096, frontends: 4096, clients: 4096, flows: 4096 }
     }
 }
 
@@ -169,6 +178,8 @@ fn wanted_sizes(sizes: &Sizes) -> BTreeMap<&'static str, u32> {
         ("BACKENDS_V6", sizes.backends),
         ("FRONTENDS_V4", sizes.frontends),
         ("FRONTENDS_V6", sizes.frontends),
+        ("AFFINITY_V4", sizes.clients),
+        ("AFFINITY_V6", sizes.clients),
         ("FLOWS_V4", sizes.flows),
         ("FLOWS_V6", sizes.flows),
     ])

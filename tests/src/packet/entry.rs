@@ -39,7 +39,7 @@ pub fn steps<F: Family, T: Tables<F>>(
     if let Some((_, verdict)) = news {
         return (verdict, false);
     }
-    let verdict = match decide_new(hook, ifindex, frame, tables) {
+    let verdict = match decide_new(hook, ifindex, frame, tables, now) {
         New::Verdict(verdict) => verdict,
         New::Open(choice) => match open(hook, ifindex, frame, choice, tables, now) {
             Err(reason) => Verdict::Drop(reason),

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread;
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use portolan_abi::{Backend, Flow, FlowKey, Service};
+use portolan_abi::{Affinity, Backend, Flow, FlowKey, Service};
 use portolan_core::{Address as _, Hook};
 use portolan_node::{Object, Sizes, Tables};
 
@@ -162,6 +162,7 @@ impl Kernel {
         replace(&tables.frontends, &[]);
         replace(&tables.endpoints, &[]);
         replace(&tables.flows, &[]);
+        replace(&tables.affinity, &[]);
         assert!(dump(&tables.flows).is_empty(), "the flow table is empty");
     }
 
@@ -207,6 +208,11 @@ impl<F: Tested> Machine<F> for Kernel {
         for (key, flow) in dump(flows) {
             let aged = Flow { seen: flow.seen.wrapping_sub(ticks), ..flow };
             flows.insert(&key, &aged).expect("an entry can be replaced");
+        }
+        let affinity = &F::tables(&self.tables).affinity;
+        for (key, memory) in dump(affinity) {
+            let aged = Affinity { seen: memory.seen.wrapping_sub(ticks), ..memory };
+            affinity.insert(&key, &aged).expect("an entry can be replaced");
         }
     }
 

@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
-use portolan_abi::{Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service};
+use portolan_abi::{
+    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service,
+};
 use portolan_core::Tables;
 use portolan_node::maps::NodeFamily;
 
@@ -25,6 +27,8 @@ pub struct Memory<F: NodeFamily> {
     routes: Vec<(F::Addr, u32, u32)>,
     /// Flows.
     pub flows: RefCell<Flows<F>>,
+    /// Backends that clients had last.
+    pub affinity: RefCell<BTreeMap<AffinityKey<F::Addr>, Affinity>>,
     /// Flows opened, by (service, backend).
     pub picked: RefCell<BTreeMap<(u32, u32), u64>>,
 }
@@ -43,6 +47,7 @@ impl<F: NodeFamily> Memory<F> {
             backends,
             routes,
             flows: RefCell::default(),
+            affinity: RefCell::default(),
             picked: RefCell::default(),
         }
     }
@@ -50,7 +55,7 @@ impl<F: NodeFamily> Memory<F> {
     /// Another world; flows stay.
     pub fn change(&mut self, world: &World) {
         let old = std::mem::replace(self, Self::new(world));
-        (self.flows, self.picked) = (old.flows, old.picked);
+        (self.flows, self.affinity, self.picked) = (old.flows, old.affinity, old.picked);
     }
 }
 
@@ -86,6 +91,14 @@ impl<F: NodeFamily> Tables<F> for Memory<F> {
             number::<F>(*prefix, *bits) == number::<F>(*dst, *bits)
         };
         self.routes.iter().filter(fits).max_by_key(|route| route.1).map(|route| route.2)
+    }
+
+    fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity> {
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn remember(&self, key: &AffinityKey<F::Addr>, affinity: &Affinity) {
+        self.affinity.borrow_mut().insert(*key, *affinity);
     }
 
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Flow<F::Addr>, Self::Entry)> {

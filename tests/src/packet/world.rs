@@ -42,6 +42,8 @@ pub struct ServicePort {
     pub fronts: Vec<Front>,
     /// See [`portolan_abi::service_flag`].
     pub flags: u32,
+    /// Session affinity in seconds; 0: off.
+    pub affinity: u32,
     /// Indexes of all its backends.
     pub cluster: Vec<u32>,
     /// Indexes of those on this node.
@@ -133,7 +135,13 @@ impl World {
 
     /// Adds a service; its index.
     pub fn service(&mut self, fronts: &[Front], cluster: &[u32]) -> usize {
-        let empty = ServicePort { fronts: fronts.to_vec(), flags: 0, cluster: Vec::new(), local: Vec::new() };
+        let empty = ServicePort {
+            fronts: fronts.to_vec(),
+            flags: 0,
+            affinity: 0,
+            cluster: Vec::new(),
+            local: Vec::new(),
+        };
         self.services.push(empty);
         self.set_backends(self.services.len() - 1, cluster);
         self.services.len() - 1
@@ -190,7 +198,7 @@ impl World {
             local: ring(&service.local),
             picked: 0,
             flags: service.flags,
-            affinity: 0,
+            affinity: service.affinity,
         };
         let services = self.services.iter().map(service).collect();
         (services, slab)

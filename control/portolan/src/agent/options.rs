@@ -70,6 +70,9 @@ pub struct Options {
     /// Room for frontends of each family
     #[arg(long, default_value_t = Sizes::default().frontends)]
     pub frontends: u32,
+    /// Room for clients of services with session affinity, of each family
+    #[arg(long, default_value_t = Sizes::default().clients)]
+    pub clients: u32,
     /// Room for flow entries of each family, two for each flow
     #[arg(long, default_value_t = Sizes::default().flows)]
     pub flows: u32,
@@ -80,8 +83,8 @@ pub struct Options {
 
 impl Options {
     pub(super) fn sizes(&self) -> Sizes {
-        let Self { services, slots, backends, frontends, flows, .. } = *self;
-        Sizes { services, slots, backends, frontends, flows }
+        let Self { services, slots, backends, frontends, clients, flows, .. } = *self;
+        Sizes { services, slots, backends, frontends, clients, flows }
     }
 
     pub(super) fn node_ports(&self) -> RangeInclusive<u16> {

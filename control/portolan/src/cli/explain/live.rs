@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use portolan_abi::{Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service};
+use portolan_abi::{
+    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service,
+};
 use portolan_node::maps::NodeFamily;
 use portolan_node::{FamilyTables, Tables};
 
@@ -14,6 +16,7 @@ pub(super) enum Look<A> {
     Flow(FlowKey<A>, Option<Flow<A>>),
     Frontend(FrontendKey<A>, Option<Frontend>),
     Service(u32, Option<Service>),
+    Affinity(AffinityKey<A>, Option<Affinity>),
     Slot(u32, Option<u32>),
     Backend(u32, Option<Backend<A>>),
     Endpoint(A, Option<Endpoint>),
@@ -102,6 +105,13 @@ impl<F: NodeFamily> portolan_core::Tables<F> for Recorder<'_, F> {
     fn route(&self, _src: &F::Addr, dst: &F::Addr) -> Option<u32> {
         self.note((self.routes)(F::ip(*dst)), |found| Look::Route(*dst, found))
     }
+
+    fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity> {
+        let found = self.family.affinity.get(key).ok().flatten();
+        self.note(found, |found| Look::Affinity(*key, found))
+    }
+
+    fn remember(&self, _key: &AffinityKey<F::Addr>, _affinity: &Affinity) {}
 
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Flow<F::Addr>, Self::Entry)> {
         let written = self.written.borrow().get(key).copied();

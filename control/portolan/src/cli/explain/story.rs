@@ -3,10 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use portolan_abi::{
-    Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Service, backend_flag, counter, exit,
+    Affinity, Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Service, backend_flag, counter, exit,
     frontend_flag, service_flag, state,
 };
+use portolan_core::conntrack::is_forgotten;
 use portolan_core::{Exit, Hook, Verdict};
+use portolan_node::clock;
 use portolan_node::maps::NodeFamily;
 use serde::Serialize;
 
@@ -111,6 +113,7 @@ impl Story<'_> {
                 found.service = service.as_ref();
                 ("policy", policy(*index, found.service, found.frontend, self.place.hook))
             }
+            Look::Affinity(_, memory) => ("affinity", affinity(memory.as_ref(), found.service)),
             Look::Slot(slot, backend) => ("ring", ring(*slot, *backend, found.service)),
             Look::Backend(index, Some(backend)) => ("backend", backend_text::<F>(*index, backend)),
             Look::Endpoint(addr, Some(endpoint)) if F::ip(*addr) != self.probe.source.0 => {
@@ -239,6 +242,17 @@ fn policy(index: u32, service: Option<&Service>, frontend: Option<&Frontend>, ho
         _ => "",
     };
     format!("{field}: {value}{aside}; {}{place}", count(ring.len() as usize, "backend"))
+}
+
+fn affinity(memory: Option<&Affinity>, service: Option<&Service>) -> String {
+    let seconds = service.map_or(0, |service| service.affinity);
+    match memory {
+        None => format!("on for {seconds} s; no earlier flow of this client is known"),
+        Some(memory) if is_forgotten(memory, seconds, clock::ticks()) => {
+            format!("on for {seconds} s; the client's last flow is longer ago")
+        }
+        Some(memory) => format!("on for {seconds} s; the client's last flow had backend #{}", memory.backend),
+    }
 }
 
 fn ring(slot: u32, backend: Option<u32>, service: Option<&Service>) -> String {

@@ -1,0 +1,234 @@
+//! One service from what it has to its plan: make all of it, publish, retire the old.
+
+use std::sync::Arc;
+
+use portolan_abi::{Ring, Service, service_flag};
+use portolan_core::{V4, V6};
+use portolan_model::{Family, Protocol, ServiceKey};
+use portolan_node::maps::Set;
+use portolan_plan::{BackendAddr, ServicePlan, ServicePort};
+
+use crate::applier::{Applier, Installed, Retired, Slot};
+use crate::family::FamilyState;
+
+impl Applier {
+    /// Brings one service to its plan; the frontends are written by the next flush. An error says what is full.
+    pub(crate) fn change(
+        &mut self,
+        service: &ServiceKey,
+        plan: Option<&Arc<ServicePlan>>,
+    ) -> Result<(), String> {
+        let old = self.installed.remove(service);
+        let new = match plan.map(|plan| self.prepare_all(old.as_ref(), plan)) {
+            Some(Err(full)) => {
+                self.installed.extend(old.map(|old| (service.clone(), old)));
+                return Err(full.to_string());
+            }
+            Some(Ok(new)) => new,
+            None => Vec::new(),
+        };
+        // Only in memory: nothing shows before the flush, which compares with what the new plan claims.
+        for (port, slot) in old.iter().flat_map(Installed::ports) {
+            self.unclaim(port, slot.index);
+        }
+        let slots: Vec<Slot> = new.iter().map(|(slot, _)| *slot).collect();
+        if let Some(plan) = plan {
+            for ((slot, fresh), port) in new.iter().zip(&plan.ports) {
+                self.publish(port, *slot, *fresh);
+            }
+        }
+        for (port, slot) in old.iter().flat_map(Installed::ports) {
+            self.retire(port, slot, &slots);
+        }
+        if let Some(plan) = plan {
+            self.installed.insert(service.clone(), Installed { plan: Arc::clone(plan), slots });
+        }
+        Ok(())
+    }
+
+    /// Makes all that a plan needs, each port's slot with whether its index is new; on failure nothing of it is
+    /// left. Nothing is published yet.
+    fn prepare_all(
+        &mut self,
+        old: Option<&Installed>,
+        plan: &Arc<ServicePlan>,
+    ) -> Result<Vec<(Slot, bool)>, Full> {
+        let frontends = |family| -> usize {
+            plan.ports.iter().filter(|port| port.name.family == family).map(|port| port.frontends.len()).sum()
+        };
+        if !self.v4.has_room(frontends(Family::V4)) || !self.v6.has_room(frontends(Family::V6)) {
+            return Err(Full("frontends"));
+        }
+        let mut made: Vec<(Slot, bool)> = Vec::with_capacity(plan.ports.len());
+        for port in &plan.ports {
+            match self.prepare(old, port) {
+                Ok(slot) => made.push(slot),
+                Err(full) => {
+                    for ((slot, fresh), port) in made.into_iter().zip(&plan.ports) {
+                        self.give_up(port, slot, fresh);
+                    }
+                    return Err(full);
+                }
+            }
+        }
+        Ok(made)
+    }
+
+    /// Backends, rings and index of one port; whether the index is new.
+    fn prepare(&mut self, old: Option<&Installed>, port: &ServicePort) -> Result<(Slot, bool), Full> {
+        let cluster = self.ring(port.name.family, &port.cluster)?;
+        let local = match self.ring(port.name.family, &port.local) {
+            Ok(local) => local,
+            Err(full) => {
+                self.let_go(port.name.family, &port.cluster, cluster);
+                return Err(full);
+            }
+        };
+        let known = old.and_then(|old| {
+            let at = old.plan.ports.iter().position(|other| other.name == port.name)?;
+            Some(old.slots[at].index)
+        });
+        if let Some(index) = known.or_else(|| self.orphan(port)) {
+            return Ok((Slot { index, cluster, local }, false));
+        }
+        match self.indexes.take() {
+            Some(index) => Ok((Slot { index, cluster, local }, true)),
+            None => {
+                self.let_go(port.name.family, &port.cluster, cluster);
+                self.let_go(port.name.family, &port.local, local);
+                Err(Full("services"))
+            }
+        }
+    }
+
+    /// The index that one of the port's frontends has in the kernel since before this agent started.
+    fn orphan(&mut self, port: &ServicePort) -> Option<u32> {
+        if self.orphans.is_empty() {
+            return None;
+        }
+        let find = |index: Option<u32>| index.filter(|index| self.orphans.contains(index));
+        let found = match port.name.family {
+            Family::V4 => FamilyState::<V4>::keys(port)
+                .find_map(|(key, _)| find(self.v4.written.get(&key).map(|value| value.service))),
+            Family::V6 => FamilyState::<V6>::keys(port)
+                .find_map(|(key, _)| find(self.v6.written.get(&key).map(|value| value.service))),
+        };
+        found.inspect(|index| {
+            self.orphans.remove(index);
+        })
+    }
+
+    /// A ring of these backends, each of them in use.
+    fn ring(&mut self, family: Family, set: &[BackendAddr]) -> Result<Ring, Full> {
+        let content = match family {
+            Family::V4 => self.v4.acquire(set, &mut self.tables.v4),
+            Family::V6 => self.v6.acquire(set, &mut self.tables.v6),
+        };
+        let content = content.ok_or(Full("backends"))?;
+        match self.rings.acquire(&content, &mut self.tables.slab) {
+            Some(ring) => Ok(ring),
+            None => {
+                self.let_go(family, set, Ring::EMPTY);
+                Err(Full("slots"))
+            }
+        }
+    }
+
+    /// Ends one use of a ring and of its backends; what is unused then rests.
+    fn let_go(&mut self, family: Family, set: &[BackendAddr], ring: Ring) {
+        if let Some(ring) = self.rings.release(ring, &self.tables.slab) {
+            self.resting.add(Retired::Ring(ring));
+        }
+        match family {
+            Family::V4 => {
+                for index in self.v4.release(set) {
+                    self.resting.add(Retired::BackendV4(index));
+                }
+            }
+            Family::V6 => {
+                for index in self.v6.release(set) {
+                    self.resting.add(Retired::BackendV6(index));
+                }
+            }
+        }
+    }
+
+    /// Undoes [`prepare`](Self::prepare).
+    fn give_up(&mut self, port: &ServicePort, slot: Slot, fresh: bool) {
+        self.let_go(port.name.family, &port.cluster, slot.cluster);
+        self.let_go(port.name.family, &port.local, slot.local);
+        if fresh {
+            self.indexes.give(slot.index);
+        }
+    }
+
+    /// Makes a port's sets visible, then claims its frontends.
+    fn publish(&mut self, port: &ServicePort, slot: Slot, fresh: bool) {
+        let mut flags = 0;
+        if port.internal_local {
+            flags |= service_flag::INTERNAL_LOCAL;
+        }
+        if port.external_local {
+            flags |= service_flag::EXTERNAL_LOCAL;
+        }
+        let affinity = port.affinity.unwrap_or(0);
+        let services = &mut self.tables.services;
+        if fresh {
+            let Slot { index, cluster, local } = slot;
+            services.write(index, Service { cluster, local, picked: 0, flags, affinity });
+        } else {
+            if services.read(slot.index).affinity != 0 {
+                self.outdated.insert(slot.index);
+            }
+            services.configure(slot.index, flags, affinity);
+            services.publish(slot.index, Set::Cluster, slot.cluster);
+            services.publish(slot.index, Set::Local, slot.local);
+        }
+        match port.name.family {
+            Family::V4 => {
+                self.v4.claim(port, slot.index);
+                self.v4.count_vips(port, 1);
+            }
+            Family::V6 => {
+                self.v6.claim(port, slot.index);
+                self.v6.count_vips(port, 1);
+            }
+        }
+    }
+
+    /// Takes a port's frontends out.
+    fn unclaim(&mut self, port: &ServicePort, index: u32) {
+        match port.name.family {
+            Family::V4 => {
+                self.v4.disclaim(port, index);
+                self.v4.count_vips(port, -1);
+            }
+            Family::V6 => {
+                self.v6.disclaim(port, index);
+                self.v6.count_vips(port, -1);
+            }
+        }
+    }
+
+    /// Ends an old port's uses of its rings and backends, and of its index unless a new port kept it.
+    fn retire(&mut self, port: &ServicePort, slot: Slot, kept: &[Slot]) {
+        self.let_go(port.name.family, &port.cluster, slot.cluster);
+        self.let_go(port.name.family, &port.local, slot.local);
+        let new = kept.iter().find(|new| new.index == slot.index);
+        if new.is_none() {
+            self.resting.add(Retired::Service(slot.index));
+            self.outdated.extend(port.affinity.map(|_| slot.index));
+        }
+        let same_backends = new.is_some_and(|new| new.cluster == slot.cluster && new.local == slot.local);
+        if port.name.protocol == Protocol::Udp && !same_backends {
+            self.stale.insert(slot.index);
+        }
+    }
+}
+
+/// A table has no room for a whole service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the table of {0} is full: raise its size (`portolan agent --{0}`) and restart the agent with new tables"
+)]
+struct Full(&'static str);
