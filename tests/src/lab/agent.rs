@@ -59,7 +59,13 @@ impl Agent {
 
     fn command_line(&self, node: &str, objects: &Path, options: &AgentOptions) -> Result<Vec<String>> {
         let mut line = vec![binary("portolan")?.display().to_string(), "agent".to_owned()];
-        let mut flag = |name: &str, value: String| line.extend([format!("--{name}"), value]);
+        // What the caller says counts instead.
+        let mut flag = |name: &str, value: String| {
+            let flag = format!("--{name}");
+            if !options.arguments.contains(&flag) {
+                line.extend([flag, value]);
+            }
+        };
         flag("node-name", node.to_owned());
         flag("source", format!("dir:{}", objects.display()));
         flag("socket", self.socket().display().to_string());

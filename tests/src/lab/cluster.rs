@@ -91,7 +91,7 @@ impl Cluster {
     /// # Errors
     /// There is no such file.
     pub fn write_example(&self, name: &str) -> Result<()> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("examples").join(name);
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         self.write(name, &text)
     }

@@ -24,20 +24,21 @@ impl Contents<'_> {
     /// Makes the image under `scratch` and returns its path.
     pub(super) fn pack(&self, scratch: &Path) -> Result<PathBuf> {
         let root = scratch.join("root");
-        for directory in ["bin", "dev", "etc", "modules", "proc", "run", "sys", "test", "tmp"] {
+        for directory in ["bin", "dev", "etc", "modules", "proc", "run", "sys", "tmp"] {
             let directory = root.join(directory);
             fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
         }
         let busybox = find_program("busybox").context("busybox is missing: run `cargo xtask setup`")?;
         copy(&busybox, &root.join("bin/busybox"))?;
-        copy_with_libraries(self.binary, &root.join("test/binary"), &root)?;
-        for file in self.files {
+        // At its own path: programs look for files beside them.
+        let binary = absolute(self.binary)?;
+        for file in self.files.iter().chain([&binary]) {
             copy_with_libraries(file, &under(&root, &absolute(file)?), &root)?;
         }
         for (number, module) in self.modules.iter().enumerate() {
             copy(module, &root.join(format!("modules/{number:03}.ko")))?;
         }
-        write_init(&root.join("init"), &script(self.arguments))?;
+        write_init(&root.join("init"), &script(&binary, self.arguments))?;
         archive(&root, scratch)
     }
 }
@@ -50,9 +51,9 @@ fn archive(root: &Path, scratch: &Path) -> Result<PathBuf> {
 }
 
 /// The first process of the machine: mounts, modules, the program, its exit status on the console.
-fn script(arguments: &[String]) -> String {
-    let arguments: String =
-        arguments.iter().map(|argument| format!(" {}", quoted(argument.as_ref()))).collect();
+fn script(binary: &Path, arguments: &[String]) -> String {
+    let words = std::iter::once(binary.as_os_str()).chain(arguments.iter().map(AsRef::as_ref));
+    let command = words.map(quoted).collect::<Vec<_>>().join(" ");
     format!(
         r#"#!/bin/busybox sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp
@@ -68,7 +69,7 @@ for module in /modules/*.ko; do insmod $module || broken "loading $module"; done
 ip link set lo up || broken "setting lo up"
 cd /tmp
 echo "{BEGIN}"
-/test/binary{arguments} 2>&1
+{command} 2>&1
 code=$?
 echo
 echo "{EXIT}$code"
@@ -151,7 +152,7 @@ mod tests {
 
     #[test]
     fn arguments_reach_the_program_as_they_were_given() {
-        let script = script(&["--exact".to_owned(), "it's $HOME".to_owned()]);
-        assert!(script.contains("\n/test/binary --exact 'it'\\''s $HOME' 2>&1\n"), "{script}");
+        let script = script(Path::new("/built/it"), &["--exact".to_owned(), "it's $HOME".to_owned()]);
+        assert!(script.contains("\n/built/it --exact 'it'\\''s $HOME' 2>&1\n"), "{script}");
     }
 }

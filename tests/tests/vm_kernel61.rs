@@ -1,0 +1,69 @@
+//! Debian 12's kernel, the oldest that is supported: programs are attached by clsact there. Each test boots a
+//! virtual machine without network.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use portolan_tests::lab::binary;
+use serde_json::Value;
+
+/// Another suite's binary, built now if it is not: a stale one would prove nothing.
+fn suite(name: &str) -> Result<PathBuf> {
+    let output = Command::new(env!("CARGO"))
+        .args(["test", "--package", "portolan-tests", "--test", name, "--no-run", "--message-format=json"])
+        .output()
+        .context("starting cargo")?;
+    if !output.status.success() {
+        bail!("building suite {name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
+    let executables = messages.lines().filter_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let right = message["target"]["name"] == name;
+        message["executable"].as_str().filter(|_| right).map(PathBuf::from)
+    });
+    executables.last().with_context(|| format!("cargo names no executable of suite {name}"))
+}
+
+/// Runs a suite in the machine, with the files it needs.
+fn run(name: &str, files: &[PathBuf]) -> Result<()> {
+    let xtask = std::env::var_os("PORTOLAN_XTASK").map_or_else(|| binary("xtask"), |path| Ok(path.into()))?;
+    let mut command = Command::new(xtask);
+    command.args(["vm", "--module", "bridge", "--binary"]).arg(suite(name)?);
+    for file in files {
+        command.arg("--file").arg(file);
+    }
+    let output = command.args(["--", "--test-threads=1"]).output().context("starting the virtual machine")?;
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    // The suite's own words: a machine that ran nothing would exit with 0 as well.
+    if !output.status.success() || !said.contains("test result: ok. ") || said.contains("ok. 0 passed") {
+        bail!("suite {name} on the old kernel: {}\n{said}", output.status);
+    }
+    Ok(())
+}
+
+fn tool(name: &str) -> Result<PathBuf> {
+    let places = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(|place| PathBuf::from(place).join(name));
+    let missing = || format!("{name} is not installed: run `cargo xtask setup`");
+    places.into_iter().find(|path| path.is_file()).with_context(missing)
+}
+
+#[test]
+fn every_program_loads_and_the_golden_packets_pass() -> Result<()> {
+    run("packet_fixtures", &[tool("ip")?])
+}
+
+#[test]
+fn a_cluster_attached_by_clsact_carries_all_traffic() -> Result<()> {
+    let examples = PathBuf::from(env!("CARGO_MANIFEST_DIR")).with_file_name("examples");
+    let files = [
+        tool("ip")?,
+        tool("nsenter")?,
+        binary("portolan")?,
+        binary("portolan-cni")?,
+        examples.join("nodes.yaml"),
+    ];
+    run("net_cluster", &files)
+}
