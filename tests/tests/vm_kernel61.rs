@@ -18,12 +18,12 @@ fn suite(name: &str) -> Result<PathBuf> {
         bail!("building suite {name}: {}", String::from_utf8_lossy(&output.stderr));
     }
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-    let executables = messages.lines().filter_map(|line| {
+    let mut executables = messages.lines().filter_map(|line| {
         let message: Value = serde_json::from_str(line).ok()?;
         let right = message["target"]["name"] == name;
         message["executable"].as_str().filter(|_| right).map(PathBuf::from)
     });
-    executables.last().with_context(|| format!("cargo names no executable of suite {name}"))
+    executables.next_back().with_context(|| format!("cargo names no executable of suite {name}"))
 }
 
 /// Runs a suite in the machine, with the files it needs.

@@ -9,6 +9,7 @@ mod load;
 mod netns;
 mod pod;
 mod process;
+mod shop;
 mod web;
 
 pub use agent::{Agent, AgentOptions};
@@ -17,4 +18,8 @@ pub use load::{Load, LongLived, Tally, get, udp_ask};
 pub use netns::Netns;
 pub use pod::Pod;
 pub use process::{binary, poll, run};
+pub use shop::{
+    Backend, CLUSTER_ADDRESSES, Condition, NODE_PORT, PORT, Shop, cluster_address, node_address,
+    public_address, service,
+};
 pub use web::{UdpEcho, WebServer};

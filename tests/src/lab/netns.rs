@@ -29,6 +29,9 @@ impl Netns {
         let name = format!("ptl-{}-{number}-{label}", std::process::id());
         run(Command::new("ip").args(["netns", "add", &name]))?;
         let namespace = Self { name };
+        // Until a link-local address has been probed for a second, the kernel solicits no neighbour for packets
+        // that it did not send itself.
+        namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
         namespace.ip("link set lo up")?;
         Ok(namespace)
     }

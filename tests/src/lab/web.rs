@@ -14,7 +14,8 @@ use super::Netns;
 /// How long a server waits before it looks whether it shall stop.
 const TICK: Duration = Duration::from_millis(20);
 
-/// An HTTP/1.1 server that answers every request with its name and the client's address: `NAME ADDRESS\n`.
+/// An HTTP/1.1 server that answers every request with its name and the client's address: `NAME ADDRESS\n`. A request
+/// for `/N` gets N bytes more.
 #[derive(Debug)]
 pub struct WebServer {
     stop: Arc<AtomicBool>,
@@ -81,18 +82,23 @@ fn answer(stream: &TcpStream, name: &str, stop: &AtomicBool) -> std::io::Result<
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(TICK))?;
     let peer = stream.peer_addr()?.ip().to_canonical();
-    let body = format!("{name} {peer}\n");
-    let reply = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let mut more = 0;
     let (mut reader, mut writer) = (BufReader::new(stream), stream);
     let mut line = String::new();
     while !stop.load(Ordering::Relaxed) {
         match reader.read_line(&mut line) {
             Ok(0) => return Ok(()),
             Ok(_) if line == "\r\n" => {
-                writer.write_all(reply.as_bytes())?;
+                let body = format!("{name} {peer}\n") + &"x".repeat(more);
+                write!(writer, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
                 line.clear();
             }
-            Ok(_) => line.clear(),
+            Ok(_) => {
+                if let Some(path) = line.strip_prefix("GET /") {
+                    more = path.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0);
+                }
+                line.clear();
+            }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             Err(error) => return Err(error),
         }

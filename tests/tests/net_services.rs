@@ -1,0 +1,309 @@
+//! Service addresses lead to backends, or say at once that they do not. Real sockets and real tools.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use portolan_tests::lab::{
+    Condition, LongLived, Netns, Shop, cluster_address, get, node_address, poll, public_address, udp_ask,
+};
+use serde_json::Value;
+
+const FAMILIES: [bool; 2] = [false, true];
+
+/// Every place a client can be in, by name.
+fn clients(shop: &Shop) -> [(&'static str, &Netns); 3] {
+    [
+        ("a pod", &shop.client.netns),
+        ("the host", &shop.cluster.nodes[0].netns),
+        ("an outside client", &shop.cluster.client),
+    ]
+}
+
+/// The addresses that a client of that name can reach.
+fn addresses(who: &str, v6: bool) -> Vec<SocketAddr> {
+    let mut all = vec![public_address(v6), node_address(0, v6)];
+    if who != "an outside client" {
+        all.push(cluster_address(v6));
+    }
+    all
+}
+
+/// How connecting fails, and how soon.
+fn tcp_failure(netns: &Netns, to: SocketAddr) -> Result<(Option<ErrorKind>, Duration)> {
+    netns.enter(move || {
+        let begun = Instant::now();
+        let result = TcpStream::connect_timeout(&to, Duration::from_secs(3));
+        (result.err().map(|error| error.kind()), begun.elapsed())
+    })
+}
+
+fn udp_failure(netns: &Netns, to: SocketAddr) -> Result<Option<ErrorKind>> {
+    Ok(udp_ask(netns, to).err().and_then(|error| Some(error.downcast_ref::<std::io::Error>()?.kind())))
+}
+
+/// Packets counted under an outcome on a node.
+fn counted(shop: &Shop, node: usize, outcome: &str) -> Result<u64> {
+    let list: Value = serde_json::from_str(&shop.agents[node].view("drop list --all -o json")?)?;
+    let entry = list.as_array().and_then(|list| list.iter().find(|entry| entry["reason"] == outcome));
+    entry.and_then(|entry| entry["packets"].as_u64()).with_context(|| format!("no outcome {outcome}"))
+}
+
+fn refused_everywhere(shop: &Shop, port: impl Fn(SocketAddr) -> SocketAddr) -> Result<()> {
+    for (who, netns) in clients(shop) {
+        for v6 in FAMILIES {
+            for to in addresses(who, v6).into_iter().map(&port) {
+                let (tcp, took) = tcp_failure(netns, to)?;
+                assert_eq!(tcp, Some(ErrorKind::ConnectionRefused), "{who} connects to {to}");
+                assert!(took < Duration::from_secs(1), "{who} waited {took:?} for {to}");
+                assert_eq!(udp_failure(netns, to)?, Some(ErrorKind::ConnectionRefused), "{who} asks {to}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_spread_evenly_over_backends_of_both_nodes() -> Result<()> {
+    let shop = Shop::open(&[0, 0, 1, 1])?;
+    for v6 in FAMILIES {
+        let mut shares: BTreeMap<String, usize> = BTreeMap::new();
+        for _ in 0..400 {
+            *shares.entry(get(&shop.client.netns, cluster_address(v6))?.0).or_default() += 1;
+        }
+        // 100 each are expected; the standard deviation is below 9.
+        assert!(shares.len() == 4 && shares.values().all(|share| (60..=140).contains(share)), "{shares:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn without_a_ready_backend_every_client_is_refused_at_once() -> Result<()> {
+    let shop = Shop::open(&[0])?;
+    shop.publish(|_| Some(Condition::NotReady))?;
+    shop.wait_for_backends(0)?;
+    refused_everywhere(&shop, |to| to)?;
+    shop.publish(|_| Some(Condition::Ready))?;
+    shop.wait_for_backends(1)?;
+    for v6 in FAMILIES {
+        assert_eq!(get(&shop.client.netns, cluster_address(v6))?.0, "b0");
+        assert_eq!(udp_ask(&shop.client.netns, cluster_address(v6))?.0, "b0", "no memory of the refusal");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_port_that_a_service_address_does_not_have_is_refused() -> Result<()> {
+    let shop = Shop::open(&[0])?;
+    let before = counted(&shop, 0, "rejected-unknown-port")?;
+    refused_everywhere(&shop, |to| SocketAddr::new(to.ip(), 81))?;
+    assert!(counted(&shop, 0, "rejected-unknown-port")? >= before + 10);
+    Ok(())
+}
+
+#[test]
+fn service_addresses_answer_ping() -> Result<()> {
+    let shop = Shop::open(&[1])?;
+    for (who, netns) in clients(&shop) {
+        for v6 in FAMILIES {
+            for to in addresses(who, v6) {
+                netns.run(&format!("ping -c 2 -i 0.1 -W 2 {}", to.ip())).with_context(|| who)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_backend_sees_the_client_itself_wherever_its_answer_comes_back() -> Result<()> {
+    let shop = Shop::open(&[1])?;
+    let addr = |text: &str| text.parse::<IpAddr>();
+    for v6 in FAMILIES {
+        let client = &shop.client;
+        assert_eq!(addr(&get(&client.netns, cluster_address(v6))?.1)?, client.address(v6), "a pod");
+        let outside = addr(if v6 { "2001:db8:c::10" } else { "203.0.113.10" })?;
+        let via_own = get(&shop.cluster.client, node_address(1, v6))?.1;
+        assert_eq!(addr(&via_own)?, outside, "through the backend's node");
+        let via_other = get(&shop.cluster.client, node_address(0, v6))?.1;
+        assert_eq!(addr(&via_other)?, node_address(0, v6).ip(), "through the other node");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pod_reaches_itself_by_its_service() -> Result<()> {
+    let shop = Shop::open(&[0])?;
+    let own = &shop.backends[0].pod.netns;
+    for (v6, seen_as) in FAMILIES.into_iter().zip(["169.254.1.1", "fd70:6f72:746f::1"]) {
+        for ask in [get as fn(&Netns, SocketAddr) -> Result<_>, udp_ask] {
+            assert_eq!(ask(own, cluster_address(v6))?, ("b0".to_owned(), seen_as.to_owned()));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn open_connections_keep_their_backend_and_new_ones_follow_the_set() -> Result<()> {
+    let shop = Shop::open(&[0, 1])?;
+    let open: Vec<LongLived> = [(&shop.client.netns, false), (&shop.client.netns, true)]
+        .into_iter()
+        .map(|(netns, v6)| LongLived::start(netns, cluster_address(v6), 8))
+        .chain([LongLived::start(&shop.cluster.client, node_address(0, false), 8)])
+        .collect::<Result<_>>()?;
+    shop.publish(|index| (index == 1).then_some(Condition::Ready))?;
+    shop.wait_for_backends(1)?;
+    for v6 in FAMILIES {
+        for _ in 0..40 {
+            assert_eq!(get(&shop.client.netns, cluster_address(v6))?.0, "b1", "a new connection");
+        }
+    }
+    shop.publish(|_| Some(Condition::Ready))?;
+    shop.wait_for_backends(2)?;
+    for connections in open {
+        let tally = connections.finish();
+        assert!(tally.failures.is_empty(), "{:?}", tally.failures);
+        assert_eq!(tally.by_server.len(), 2, "both backends had connections: {:?}", tally.by_server);
+    }
+    Ok(())
+}
+
+#[test]
+fn terminating_backends_serve_only_while_no_other_is_ready() -> Result<()> {
+    let shop = Shop::open(&[0, 1])?;
+    shop.publish(|index| Some(if index == 0 { Condition::Terminating } else { Condition::Ready }))?;
+    shop.wait_for_backends(1)?;
+    for _ in 0..20 {
+        assert_eq!(get(&shop.client.netns, cluster_address(false))?.0, "b1");
+    }
+    shop.publish(|_| Some(Condition::Terminating))?;
+    shop.wait_for_backends(2)?;
+    let asked = |_| Ok(get(&shop.client.netns, cluster_address(true))?.0);
+    let servers: std::collections::BTreeSet<String> = (0..40).map(asked).collect::<Result<_>>()?;
+    assert_eq!(servers.len(), 2, "{servers:?}");
+    Ok(())
+}
+
+#[test]
+fn a_connected_udp_client_moves_on_when_its_backend_leaves() -> Result<()> {
+    let mut shop = Shop::open(&[0, 1])?;
+    for v6 in FAMILIES {
+        let to = cluster_address(v6);
+        let socket = shop.client.netns.enter(move || -> Result<UdpSocket> {
+            let any: IpAddr = if v6 { [0; 16].into() } else { [0; 4].into() };
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.connect(to)?;
+            socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+            Ok(socket)
+        })??;
+        let ask = || -> Option<String> {
+            socket.send(b"ping").ok()?;
+            let mut buffer = [0; 512];
+            let len = socket.recv(&mut buffer).ok()?;
+            Some(String::from_utf8_lossy(&buffer[..len]).split(' ').next()?.to_owned())
+        };
+        let first = ask().context("the first answer")?;
+        let left = usize::from(first == "b1");
+        shop.publish(|index| (index != left).then_some(Condition::Ready))?;
+        shop.backends[left].echo = None;
+        let answer = poll(Duration::from_secs(3), "an answer from another backend", ask)?;
+        assert_ne!(answer, first);
+        let pod = &shop.backends[left].pod;
+        let again = portolan_tests::lab::UdpEcho::start(&pod.netns, 9000, &pod.name)?;
+        shop.backends[left].echo = Some(again);
+        shop.publish(|_| Some(Condition::Ready))?;
+        shop.wait_for_backends(2)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_icmp_error_about_translated_packets_reaches_who_sent_them() -> Result<()> {
+    let mut shop = Shop::open(&[1])?;
+    // To the client: nobody listens in the backend pod.
+    shop.backends[0].echo = None;
+    for (who, netns) in clients(&shop) {
+        for v6 in FAMILIES {
+            for to in addresses(who, v6) {
+                assert_eq!(udp_failure(netns, to)?, Some(ErrorKind::ConnectionRefused), "{who} asks {to}");
+            }
+        }
+    }
+    // To the backend: the way back to the client is narrower than it thinks.
+    shop.cluster.router.ip("link set c0 mtu 1300")?;
+    for v6 in FAMILIES {
+        for node in [0, 1] {
+            let to = node_address(node, v6);
+            let line =
+                format!("curl -gsS --max-time 8 -o /dev/null -w %{{size_download}} http://{to}/500000");
+            let size: u64 = shop.cluster.client.run(&line)?.trim().parse()?;
+            assert!(size > 500_000, "{size} bytes of {to}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_fragmented_datagram_to_a_service_is_dropped_and_counted() -> Result<()> {
+    let shop = Shop::open(&[1])?;
+    for v6 in FAMILIES {
+        let before = counted(&shop, 0, "fragment")?;
+        shop.client.netns.enter(move || -> Result<()> {
+            let any: IpAddr = if v6 { [0; 16].into() } else { [0; 4].into() };
+            UdpSocket::bind((any, 0))?.send_to(&[7; 3000], cluster_address(v6))?;
+            Ok(())
+        })??;
+        let more = || (counted(&shop, 0, "fragment").ok()? > before).then_some(());
+        poll(Duration::from_secs(2), "the fragments are counted", more)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn answers_of_the_data_plane_itself_have_right_checksums_on_any_device() -> Result<()> {
+    let shop = Shop::open(&[])?;
+    // The client leaves checksums to devices; the node's device then has to be told what to do.
+    shop.cluster.nodes[0].netns.run("ethtool -K eth0 tx off")?;
+    let capture = shop.cluster.directory().join("answers.pcap");
+    let mut tcpdump = shop
+        .cluster
+        .client
+        .command("tcpdump")
+        .args(["-i", "eth0", "-U", "--immediate-mode", "-w"])
+        .arg(&capture)
+        .stderr(std::process::Stdio::piped())
+        .spawn()?;
+    let mut said = std::io::BufReader::new(tcpdump.stderr.take().context("tcpdump has no stderr")?);
+    std::io::BufRead::read_line(&mut said, &mut String::new())?;
+    for v6 in FAMILIES {
+        let to = public_address(v6);
+        assert_eq!(tcp_failure(&shop.cluster.client, to)?.0, Some(ErrorKind::ConnectionRefused), "{to}");
+        assert_eq!(udp_failure(&shop.cluster.client, to)?, Some(ErrorKind::ConnectionRefused), "{to}");
+    }
+    let text = poll(Duration::from_secs(3), "tcpdump has seen all four answers", || {
+        let read = std::process::Command::new("tcpdump").args(["-nvv", "-r"]).arg(&capture).output().ok()?;
+        let text = String::from_utf8_lossy(&read.stdout).into_owned();
+        (answers(&text).len() == 4).then_some(text)
+    })?;
+    tcpdump.kill()?;
+    tcpdump.wait()?;
+    for answer in answers(&text) {
+        // tcpdump names what is wrong; what is right it calls "correct", "sum ok" or nothing.
+        let wrong =
+            ["incorrect", "wrong icmp cksum", "bad icmp6 cksum"].iter().any(|word| answer.contains(word));
+        assert!(!wrong, "{answer}");
+    }
+    let named =
+        answers(&text).iter().filter(|it| it.contains("(correct)") || it.contains("icmp6 sum ok")).count();
+    assert_eq!(named, 3, "two resets and the ICMPv6 error are said to be right: {text}");
+    Ok(())
+}
+
+/// The resets and ICMP errors in tcpdump's words, without the packets that the errors quote.
+fn answers(text: &str) -> Vec<String> {
+    let joined = text.replace("\n    ", " ");
+    let is_answer =
+        |line: &&str| line.contains("Flags [R") || (line.contains("unreachable") && line.contains("ICMP"));
+    joined.lines().filter(is_answer).map(str::to_owned).collect()
+}
