@@ -20,6 +20,8 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     socket: std::path::PathBuf,
     state: std::path::PathBuf,
+    /// What ADD answered, which CHECK and DEL get back.
+    result: Option<Value>,
 }
 
 impl Pod {
@@ -34,6 +36,7 @@ impl Pod {
             addresses: Vec::new(),
             socket: agent.socket(),
             state: agent.directory().join("state"),
+            result: None,
         };
         let output = pod.call("ADD")?;
         let answer: Value = serde_json::from_slice(&output.stdout).context("reading the plugin's answer")?;
@@ -45,6 +48,7 @@ impl Pod {
             let address = address.split('/').next().unwrap_or_default();
             pod.addresses.push(address.parse().with_context(|| format!("reading address {address}"))?);
         }
+        pod.result = Some(answer);
         Ok(pod)
     }
 
@@ -62,10 +66,13 @@ impl Pod {
     /// # Errors
     /// It cannot be started.
     pub fn call(&self, command: &str) -> Result<Output> {
-        let config = json!({
+        let mut config = json!({
             "cniVersion": "1.0.0", "name": "portolan", "type": "portolan-cni",
             "portolan": { "socket": self.socket, "stateDir": self.state },
         });
+        if let (Some(result), true) = (&self.result, command != "ADD") {
+            config["prevResult"] = result.clone();
+        }
         let mut child = std::process::Command::new(binary("portolan-cni")?)
             .env_clear()
             .env("CNI_COMMAND", command)
