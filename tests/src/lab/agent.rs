@@ -87,7 +87,27 @@ impl Agent {
         Ok(line)
     }
 
-    fn spawn(&mut self) -> Result<()> {
+    /// Starts it and kills it after a while, ready or not.
+    ///
+    /// # Errors
+    /// It cannot be started or does not end.
+    pub fn start_and_kill(&mut self, after: Duration) -> Result<()> {
+        self.launch()?;
+        std::thread::sleep(after);
+        self.kill()
+    }
+
+    /// Starts a second one with the same arguments and waits for its end: all its output.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn second(&self) -> Result<std::process::Output> {
+        let mut command = Command::new("timeout");
+        command.arg("20").arg("nsenter").arg(format!("--net={}", self.netns)).args(&self.command);
+        command.stdin(Stdio::null()).output().context("starting a second agent")
+    }
+
+    fn launch(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let child = Command::new("nsenter")
             .arg(format!("--net={}", self.netns))
@@ -98,6 +118,11 @@ impl Agent {
             .spawn()
             .context("starting the agent")?;
         self.child = Some(child);
+        Ok(())
+    }
+
+    fn spawn(&mut self) -> Result<()> {
+        self.launch()?;
         let ready = poll(READY, "the agent's socket answers", || match self.child.as_mut()?.try_wait() {
             Ok(None) => self.is_ready().then_some(Ok(())),
             other => Some(Err(anyhow::anyhow!("the agent ended: {other:?}"))),

@@ -70,9 +70,9 @@ async fn detach_and_remove(global: &Global) -> anyhow::Result<()> {
     let clsact = Attacher::new(Mode::Clsact, &global.pins);
     for interface in links.interfaces().await? {
         let ours = interface.name == SERVICE_DEVICE || interface.name.starts_with("ptl");
-        if !ours {
-            // Only filters with our priority and handle are removed.
-            clsact.detach(&interface.name)?;
+        // Only filters with our priority and handle are removed.
+        if !ours && clsact.detach(&interface.name)? {
+            links.remove_empty_clsact(interface.ifindex).await?;
         }
     }
     links.uninstall().await.context("removing interfaces and routes")

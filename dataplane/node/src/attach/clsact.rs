@@ -50,13 +50,18 @@ pub(super) fn attach(
     Ok(())
 }
 
-pub(super) fn detach(interface: &str) -> Result<(), AttachError> {
+/// Removes our filters; whether there was one.
+pub(super) fn detach(interface: &str) -> Result<bool, AttachError> {
+    let mut found = false;
     for (kind, direction) in
         [(TcAttachType::Ingress, Direction::Ingress), (TcAttachType::Egress, Direction::Egress)]
     {
         match SchedClassifierLink::attached(interface, kind, PRIORITY, handle(), None) {
-            // Dropped at once, which detaches.
-            Ok(link) => drop(link),
+            Ok(link) => {
+                // Which detaches.
+                drop(link);
+                found = true;
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => {
                 return Err(AttachError::Kernel {
@@ -69,7 +74,7 @@ pub(super) fn detach(interface: &str) -> Result<(), AttachError> {
             }
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 fn already_there(error: &TcError) -> bool {

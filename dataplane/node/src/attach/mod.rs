@@ -172,13 +172,14 @@ impl Attacher {
         Ok(names)
     }
 
-    /// Detaches everything from an interface that stays. Only for uninstalling.
+    /// Detaches everything from an interface that stays; whether a filter was left on its clsact qdisc, which is
+    /// to be removed then unless others use it. Only for uninstalling.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn detach(&self, interface: &str) -> Result<(), AttachError> {
+    pub fn detach(&self, interface: &str) -> Result<bool, AttachError> {
         match self.mode {
-            Mode::Tcx => self.forget(interface),
+            Mode::Tcx => self.forget(interface).map(|()| false),
             Mode::Clsact => clsact::detach(interface),
         }
     }

@@ -12,6 +12,7 @@ use netlink_packet_route::{
     link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    tc::{TcHandle, TcMessage},
 };
 
 use super::{Netns, PROTOCOL, Route, Target, socket::Request};
@@ -122,6 +123,26 @@ pub(super) fn set_neighbour(ifindex: u32, name: &str, address: IpAddr, mac: [u8;
     ];
     let doing = format!("adding neighbour {address} on {name}");
     Request::new(Message::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE, doing)
+}
+
+/// All filters on one side of an interface's clsact qdisc; `side` is the minor number of `TC_H_CLSACT`'s child.
+pub(super) fn get_filters(ifindex: u32, side: u16) -> Message {
+    let mut message = TcMessage::default();
+    message.header.index = ifindex.cast_signed();
+    message.header.parent = TcHandle { major: TcHandle::CLSACT.major, minor: side };
+    Message::GetTrafficFilter(message)
+}
+
+/// Removes an interface's clsact qdisc.
+pub(super) fn delete_clsact(ifindex: u32) -> Request {
+    let mut message = TcMessage::default();
+    message.header.index = ifindex.cast_signed();
+    message.header.parent = TcHandle::CLSACT;
+    Request::new(
+        Message::DelQueueDiscipline(message),
+        0,
+        format!("removing the clsact qdisc of interface {ifindex}"),
+    )
 }
 
 /// Asks which route the node's own packets to an address take.

@@ -28,6 +28,7 @@ use std::{
     thread,
 };
 
+use netlink_packet_route::tc::TcHandle;
 use tokio::sync::oneshot;
 
 pub use check::{Difference, Side};
@@ -103,6 +104,22 @@ impl Links {
             let routes = read::own_routes(socket)?;
             results.extend(routes.iter().map(|route| gone(socket.run_one(message::delete_route(route)))));
             results.into_iter().collect()
+        })
+        .await
+    }
+
+    /// Removes the clsact qdisc of an interface, if no filter is on it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn remove_empty_clsact(&self, ifindex: u32) -> Result<(), Error> {
+        self.call(move |socket| {
+            for side in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
+                if !socket.dump(&message::get_filters(ifindex, side), "listing filters")?.is_empty() {
+                    return Ok(());
+                }
+            }
+            gone(socket.run_one(message::delete_clsact(ifindex)))
         })
         .await
     }

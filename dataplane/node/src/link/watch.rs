@@ -1,4 +1,4 @@
-//! Changes of interfaces and addresses as they happen.
+//! Changes of interfaces, addresses and default routes as they happen.
 
 use std::{collections::VecDeque, io};
 
@@ -10,8 +10,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{Error, Interface, Links, read, socket};
 
-/// Multicast groups of rtnetlink(7): links, IPv4 and IPv6 addresses.
-const GROUPS: [u32; 3] = [1, 5, 9];
+/// Multicast groups of rtnetlink(7): links; addresses and routes of IPv4, then of IPv6.
+const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
 /// The kernel sends no larger notification.
 const DATAGRAM: usize = 64 * 1024;
 
@@ -36,6 +36,8 @@ pub enum Event {
         /// The address.
         address: IpNetwork,
     },
+    /// A default route came or went.
+    DefaultRoute,
     /// More happened than the socket could hold: read everything again.
     Lost,
 }
@@ -115,6 +117,9 @@ fn events(datagram: &[u8]) -> Vec<Event> {
         }
         NetlinkPayload::InnerMessage(Message::DelAddress(message)) => read::address(&message)
             .map(|address| Event::AddressGone { ifindex: message.header.index, address }),
+        NetlinkPayload::InnerMessage(Message::NewRoute(route) | Message::DelRoute(route)) => {
+            (route.header.destination_prefix_length == 0).then_some(Event::DefaultRoute)
+        }
         _ => None,
     };
     messages.into_iter().filter_map(|message| event(message.payload)).collect()
