@@ -123,6 +123,8 @@ impl Object {
         }
         let ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
         let mut object = Self { ebpf };
+        // A pinned table of another shape is named here; the verifier would only quote instructions.
+        object.tables().map_err(|error| error.below(pins.unwrap_or(Path::new(""))))?;
         for program in PROGRAMS {
             object
                 .classifier(program)?

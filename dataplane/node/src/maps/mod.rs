@@ -92,6 +92,14 @@ impl MapError {
         }
         Self::Kernel { doing, table: table.to_owned(), source }
     }
+
+    /// Completes the path of a pin, of which only the name was known.
+    pub(crate) fn below(mut self, pins: &Path) -> Self {
+        if let Self::Shape { path, .. } = &mut self {
+            *path = pins.join(&*path);
+        }
+        self
+    }
 }
 
 /// Every table of the node.
@@ -115,7 +123,7 @@ impl Tables {
     /// # Errors
     /// A table is missing, of another shape, or cannot be mapped.
     pub fn open(pins: &Path) -> Result<Self, MapError> {
-        Self::from(&|name| pinned(pins, name))
+        Self::from(&|name| pinned(pins, name)).map_err(|error| error.below(pins))
     }
 
     /// Takes the tables from wherever `get` finds them by name.
