@@ -1,11 +1,12 @@
 //! Definitions of all tables. Sizes are defaults: the loader may set others.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use portolan_abi::{
-    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service, SlabLine, Words, counter,
+    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service,
+    SlabLine, Words, counter,
 };
 use portolan_core::{Family, V4, V6};
 
@@ -25,6 +26,8 @@ const ENDPOINTS: usize = 1 << 12;
 /// Entries of flows of one family, two for each flow.
 const FLOWS: usize = 1 << 18;
 
+/// Source ranges of all services of one family.
+const SOURCES: usize = 1 << 14;
 /// Clients of one family that services with session affinity remember.
 const CLIENTS: usize = 1 << 16;
 
@@ -41,6 +44,16 @@ pub static SERVICES_ALL: Array<Service, SERVICES, MMAPABLE> = Array::new();
 #[btf_map]
 pub static SLAB: Array<SlabLine, SLAB_LINES, MMAPABLE> = Array::new();
 
+/// What a source range is a prefix of: [`portolan_abi::SourceKey`] without its length.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Source<A> {
+    /// Index of the service.
+    pub service: u32,
+    /// The client.
+    pub addr: A,
+}
+
 /// The tables that exist once for each family.
 pub trait Kernel: Family {
     /// Frontends and address marks.
@@ -49,6 +62,8 @@ pub trait Kernel: Family {
     fn backends() -> &'static Array<Backend<Self::Addr>, BACKENDS, MMAPABLE>;
     /// Pods of this node by address.
     fn endpoints() -> &'static HashMap<Self::Addr, Endpoint, ENDPOINTS>;
+    /// Source ranges of services.
+    fn sources() -> &'static LpmTrie<Source<Self::Addr>, u32, SOURCES>;
     /// Backends that clients of services with session affinity had last.
     fn affinity() -> &'static LruHashMap<AffinityKey<Self::Addr>, Affinity, CLIENTS>;
     /// Flows.
@@ -57,7 +72,7 @@ pub trait Kernel: Family {
 
 /// Defines one family's tables.
 macro_rules! kernel {
-    ($family:ty, $addr:ty, $frontends:ident, $backends:ident, $endpoints:ident, $affinity:ident,
+    ($family:ty, $addr:ty, $frontends:ident, $backends:ident, $endpoints:ident, $sources:ident, $affinity:ident,
      $flows:ident) => {
         #[btf_map]
         static $frontends: HashMap<FrontendKey<$addr>, Frontend, FRONTENDS> = HashMap::new();
@@ -65,6 +80,8 @@ macro_rules! kernel {
         static $backends: Array<Backend<$addr>, BACKENDS, MMAPABLE> = Array::new();
         #[btf_map]
         static $endpoints: HashMap<$addr, Endpoint, ENDPOINTS> = HashMap::new();
+        #[btf_map]
+        static $sources: LpmTrie<Source<$addr>, u32, SOURCES> = LpmTrie::new();
         #[btf_map]
         static $affinity: LruHashMap<AffinityKey<$addr>, Affinity, CLIENTS> = LruHashMap::new();
         #[btf_map]
@@ -87,6 +104,11 @@ macro_rules! kernel {
             }
 
             #[inline(always)]
+            fn sources() -> &'static LpmTrie<Source<$addr>, u32, SOURCES> {
+                &$sources
+            }
+
+            #[inline(always)]
             fn affinity() -> &'static LruHashMap<AffinityKey<$addr>, Affinity, CLIENTS> {
                 &$affinity
             }
@@ -99,8 +121,8 @@ macro_rules! kernel {
     };
 }
 
-kernel!(V4, Words<1>, FRONTENDS_V4, BACKENDS_V4, ENDPOINTS_V4, AFFINITY_V4, FLOWS_V4);
-kernel!(V6, Words<4>, FRONTENDS_V6, BACKENDS_V6, ENDPOINTS_V6, AFFINITY_V6, FLOWS_V6);
+kernel!(V4, Words<1>, FRONTENDS_V4, BACKENDS_V4, ENDPOINTS_V4, SOURCES_V4, AFFINITY_V4, FLOWS_V4);
+kernel!(V6, Words<4>, FRONTENDS_V6, BACKENDS_V6, ENDPOINTS_V6, SOURCES_V6, AFFINITY_V6, FLOWS_V6);
 
 /// Counts a packet. An index beyond the array counts nothing.
 #[inline(always)]

@@ -4,13 +4,15 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use portolan_abi::{
-    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ring, SLAB_LINE, Service,
+    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ring, SLAB_LINE,
+    Service,
 };
 use portolan_core::{Tables, V4, V6};
 
-use crate::maps::{CONFIG, Kernel, SERVICES_ALL, SLAB};
+use crate::maps::{CONFIG, Kernel, SERVICES_ALL, SLAB, Source};
 
 /// `BPF_NOEXIST`.
 const NO_EXIST: u64 = 1;
@@ -75,6 +77,12 @@ impl<F: Route> Tables<F> for Maps {
         // SAFETY: the value is copied at once; an entry that is replaced meanwhile stays readable until RCU's
         // grace period is over.
         F::frontends().get_ptr(key).map(|value| unsafe { *value })
+    }
+
+    #[inline(always)]
+    fn admits(&self, service: u32, client: &F::Addr) -> bool {
+        let bits = 8 * size_of::<Source<F::Addr>>() as u32;
+        F::sources().get(&Key::new(bits, Source { service, addr: *client })).is_some()
     }
 
     #[inline(always)]

@@ -59,6 +59,13 @@ impl Applier {
         if !self.v4.has_room(frontends(Family::V4)) || !self.v6.has_room(frontends(Family::V6)) {
             return Err(Full("frontends"));
         }
+        let ranges = |family| -> usize {
+            let ports = plan.ports.iter().filter(|port| port.name.family == family);
+            ports.filter_map(|port| port.sources.as_ref()).map(Vec::len).sum()
+        };
+        if !self.v4.sources.has_room(ranges(Family::V4)) || !self.v6.sources.has_room(ranges(Family::V6)) {
+            return Err(Full("sources"));
+        }
         let mut made: Vec<(Slot, bool)> = Vec::with_capacity(plan.ports.len());
         for port in &plan.ports {
             match self.prepare(old, port) {

@@ -14,6 +14,7 @@ use portolan_node::{FamilyTables, MapError};
 use portolan_plan::{BackendAddr, FrontendAddr, Scope, ServicePort};
 
 use crate::index::IndexPool;
+use crate::sources::Sources;
 
 type Map<K, V> = HashMap<K, V, RandomState>;
 
@@ -32,6 +33,7 @@ pub(crate) struct FamilyState<F: NodeFamily> {
     nodes: HashSet<F::Addr, RandomState>,
     pub(crate) backends: Map<(F::Addr, u16), Use>,
     pub(crate) indexes: IndexPool,
+    pub(crate) sources: Sources<F>,
 }
 
 /// How much ports of one family need.
@@ -78,6 +80,7 @@ where
             nodes: HashSet::default(),
             backends: Map::default(),
             indexes: IndexPool::new(tables.backends.len()),
+            sources: Sources::new(&tables.sources),
         }
     }
 
@@ -114,11 +117,13 @@ where
     /// Makes a port's frontends point to a service.
     pub(crate) fn claim(&mut self, port: &ServicePort, service: u32) {
         for (key, frontend) in Self::keys(port) {
-            let external = frontend.scope != Scope::ClusterIp;
-            let value = Frontend { service, flags: if external { frontend_flag::EXTERNAL } else { 0 } };
+            let value = Frontend { service, flags: frontend_flags(port, frontend) };
             if self.written.insert(key, value) != Some(value) {
                 self.changed.push(key);
             }
+        }
+        if let Some(ranges) = &port.sources {
+            self.sources.want(service, ranges);
         }
     }
 
@@ -127,6 +132,7 @@ where
         for (key, _) in Self::keys(port) {
             self.remove_if(key, |value| value.service == service);
         }
+        self.sources.drop(service);
     }
 
     fn remove_if(&mut self, key: FrontendKey<F::Addr>, test: impl Fn(&Frontend) -> bool) {
@@ -160,13 +166,15 @@ where
     /// Frontends before their mark, because a mark alone rejects; marks are removed after the frontends, so that a
     /// late packet is rejected rather than routed on.
     pub(crate) fn flush(&mut self, tables: &FamilyTables<F>) -> Result<(), MapError> {
+        self.sources.add(tables)?;
         let frontends = std::mem::take(&mut self.changed);
         self.write(tables, frontends)?;
         for addr in std::mem::take(&mut self.touched) {
             self.mark(addr);
         }
         let marks = std::mem::take(&mut self.changed);
-        self.write(tables, marks)
+        self.write(tables, marks)?;
+        self.sources.remove(tables)
     }
 
     fn write(
@@ -306,6 +314,7 @@ where
 
     /// Removes every frontend that no desired port has; after the first complete apply.
     pub(crate) fn retain(&mut self, wanted: &HashSet<FrontendKey<F::Addr>, RandomState>) {
+        self.sources.touch_all();
         let keys: Vec<_> = self.written.keys().copied().collect();
         for key in keys {
             if key.port == 0 && key.proto == 0 {
@@ -315,6 +324,12 @@ where
             }
         }
     }
+}
+
+fn frontend_flags(port: &ServicePort, frontend: &FrontendAddr) -> u32 {
+    let restricted = frontend.scope == Scope::LoadBalancer && port.sources.is_some();
+    let external = if frontend.scope == Scope::ClusterIp { 0 } else { frontend_flag::EXTERNAL };
+    external | if restricted { frontend_flag::SOURCES } else { 0 }
 }
 
 /// From so many elements on, a second thread pays.

@@ -12,6 +12,7 @@ mod family;
 mod flows;
 mod index;
 mod rings;
+mod sources;
 
 pub use applier::{Applier, ApplyError, Outcome, PortState, Refused, Usage};
 pub use flows::{Collected, ticks};

@@ -78,6 +78,8 @@ pub struct ServicePort {
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local` and reachable from outside: flows from outside use the Local set.
     pub external_local: bool,
+    /// Who may use the load balancer addresses: sorted, unique, of this family. `None`: everybody.
+    pub sources: Option<Vec<IpNetwork>>,
     /// Session affinity by client address: its timeout, 1 to 86,400 seconds.
     pub affinity: Option<u32>,
 }
@@ -133,8 +135,8 @@ pub enum Reason {
     NodeAddress,
     /// No ClusterIP was given, so there is nothing to serve.
     NoClusterIp,
-    /// Load balancer addresses are withheld because source ranges cannot be enforced.
-    SourceRangesUnsupported,
+    /// Source ranges name nobody of the family of a load balancer address.
+    NobodyAdmitted,
 }
 
 impl Reason {
@@ -144,7 +146,7 @@ impl Reason {
             Reason::AddressConflict => "AddressConflict",
             Reason::NodeAddress => "NodeAddress",
             Reason::NoClusterIp => "NoClusterIP",
-            Reason::SourceRangesUnsupported => "SourceRangesUnsupported",
+            Reason::NobodyAdmitted => "NobodyAdmitted",
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use foldhash::fast::RandomState;
+use ipnetwork::IpNetwork;
 use portolan_model::{Entry, Family, Name, Port, Protocol, Service, ServiceKey, ServiceType};
 use smallvec::SmallVec;
 
@@ -73,7 +74,7 @@ pub(crate) fn plan(
         }
         return None;
     };
-    note_withheld(service, &mut refused.conditions);
+    note_nobody_admitted(service, &mut refused.conditions);
     let mut ports = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
     for (family, port) in families_and_ports(service) {
         ports.push(plan_port(key, service, entry, (family, port), context, refused));
@@ -120,6 +121,7 @@ fn plan_port(
         local: selection.local,
         internal_local: service.internal_local,
         external_local,
+        sources: sources(service, family),
         affinity: service.affinity,
     }
 }
@@ -152,10 +154,21 @@ fn frontends<'a>(
         .chain(of_family(external, Scope::External))
 }
 
-/// A service that names who may come and cannot be protected is closed rather than open to everybody.
 fn load_balancer_ips(service: &Service) -> &[IpAddr] {
-    let open = service.kind == ServiceType::LoadBalancer && service.source_ranges.is_empty();
-    if open { &service.ingress_ips } else { &[] }
+    if service.kind == ServiceType::LoadBalancer { &service.ingress_ips } else { &[] }
+}
+
+/// Who may use the load balancer addresses of a family. A service that names only clients of the other one is closed
+/// rather than open to everybody.
+fn sources(service: &Service, family: Family) -> Option<Vec<IpNetwork>> {
+    if service.source_ranges.is_empty() {
+        return None;
+    }
+    let ranges = service.source_ranges.iter().copied();
+    let mut ranges: Vec<_> = ranges.filter(|range| Family::of(range.network()) == family).collect();
+    ranges.sort_unstable();
+    ranges.dedup();
+    Some(ranges)
 }
 
 fn has_node_ports(service: &Service) -> bool {
@@ -213,15 +226,16 @@ fn note_missing_address(service: &Service, conditions: &mut Vec<Condition>) {
     }
 }
 
-fn note_withheld(service: &Service, conditions: &mut Vec<Condition>) {
-    if !service.source_ranges.is_empty() && !service.ingress_ips.is_empty() {
-        conditions.push(Condition {
-            service: service.key.clone(),
-            reason: Reason::SourceRangesUnsupported,
-            message:
-                "load balancer addresses are left out: loadBalancerSourceRanges cannot be enforced yet; \
-                      remove the ranges to open the service to everybody"
-                    .into(),
-        });
+fn note_nobody_admitted(service: &Service, conditions: &mut Vec<Condition>) {
+    for ip in load_balancer_ips(service) {
+        if sources(service, Family::of(*ip)).is_some_and(|ranges| ranges.is_empty()) {
+            conditions.push(Condition {
+                service: service.key.clone(),
+                reason: Reason::NobodyAdmitted,
+                message: format!(
+                    "{ip} is closed: loadBalancerSourceRanges has no range of its family; add one to open it"
+                ),
+            });
+        }
     }
 }

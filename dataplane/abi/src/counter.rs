@@ -106,6 +106,8 @@ outcomes! {
     DROP_KERNEL = 30, "kernel-refused";
     /// Must stay 0: the flow table refused an entry. Raise its size.
     DROP_FLOW_TABLE = 31, "flow-table";
+    /// The client is in none of the service's `loadBalancerSourceRanges`. Add its range, if it may come.
+    DROP_SOURCE_RANGE = 32, "source-range";
 }
 
 /// The first outcome that is a drop; a rejection counts as one for the client.

@@ -14,7 +14,7 @@ pub use config::Config;
 pub use flow::{Flow, FlowKey, exit, state};
 pub use service::{
     Affinity, AffinityKey, Backend, Endpoint, Frontend, FrontendKey, Ring, SLAB_LINE, Service, SlabLine,
-    backend_flag, endpoint_flag, frontend_flag, service_flag,
+    SourceKey, backend_flag, endpoint_flag, frontend_flag, service_flag,
 };
 
 /// Version of every layout in this crate.

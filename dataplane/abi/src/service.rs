@@ -31,6 +31,8 @@ pub struct Frontend {
 pub mod frontend_flag {
     /// The frontend is reachable from outside of the cluster (NodePort, load balancer, external IP).
     pub const EXTERNAL: u32 = 1;
+    /// Only clients of the service's source ranges are admitted (see [`SourceKey`](super::SourceKey)).
+    pub const SOURCES: u32 = 1 << 1;
     /// Mark: the address belongs to services only; what asks for an unknown port is rejected.
     pub const VIP: u32 = 1 << 8;
     /// Mark: the address is one of this node's, and answers NodePorts.
@@ -127,6 +129,28 @@ impl<A> AffinityKey<A> {
     }
 }
 
+/// Key of a source range: a prefix that a service admits. As the kernel's prefix tables have it: a length in bits,
+/// then what it is a prefix of.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SourceKey<A> {
+    /// Bits of `service` and `addr` together that count: 32 and the prefix's own length.
+    pub bits: u32,
+    /// Index of the service.
+    pub service: u32,
+    /// The prefix.
+    pub addr: A,
+}
+
+impl<A> SourceKey<A> {
+    /// A prefix of `length` bits.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(length: u32, service: u32, addr: A) -> Self {
+        Self { bits: 32 + length, service, addr }
+    }
+}
+
 /// Which backend a client had last.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,6 +217,8 @@ const _: () = assert!(size_of::<Endpoint>() == 12);
 const _: () = assert!(size_of::<AffinityKey<Words<1>>>() == 8);
 const _: () = assert!(size_of::<AffinityKey<Words<4>>>() == 20);
 const _: () = assert!(size_of::<Affinity>() == 8);
+const _: () = assert!(size_of::<SourceKey<Words<1>>>() == 12);
+const _: () = assert!(size_of::<SourceKey<Words<4>>>() == 24);
 
 crate::plain!(
     FrontendKey<Words<1>>,
@@ -205,4 +231,6 @@ crate::plain!(
     AffinityKey<Words<1>>,
     AffinityKey<Words<4>>,
     Affinity,
+    SourceKey<Words<1>>,
+    SourceKey<Words<4>>,
 );

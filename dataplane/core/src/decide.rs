@@ -6,7 +6,8 @@ use crate::answer::Rejection;
 use crate::conntrack::{self, is_closed, is_quiet, next_state};
 use crate::icmp::Errand;
 use crate::service::{
-    Asked, Choice, choose, forwarded, has_backend, mark, reject, resolve, restore_reply, track, way_back,
+    Asked, Choice, choose, forwarded, has_backend, is_admitted, mark, reject, resolve, restore_reply, track,
+    way_back,
 };
 use crate::wire::{Frame, Kind, Packet, parse};
 use crate::{Exit, Family, Hook, Reason, Tables, Verdict, guard, icmp, wire};
@@ -101,6 +102,9 @@ pub fn decide_new<F: Family, T: Tables<F>, P: Frame>(
         return New::Other;
     }
     New::Verdict(match resolve::<F, T>(hook, &packet.key, tables) {
+        Asked::Frontend(frontend) if !is_admitted::<F, T>(&frontend, &packet.key.src, tables) => {
+            Verdict::Drop(Reason::SourceRange)
+        }
         Asked::Frontend(frontend) => match choose(hook, ifindex, &packet, frontend, tables, now) {
             Ok(choice) => return New::Open(choice),
             Err(verdict) => verdict,

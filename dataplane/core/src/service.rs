@@ -52,6 +52,16 @@ pub(crate) fn resolve<F: Family, T: Tables<F>>(hook: Hook, key: &FlowKey<F::Addr
     }
 }
 
+/// Whether a frontend is open to a client.
+#[inline(always)]
+pub(crate) fn is_admitted<F: Family, T: Tables<F>>(
+    frontend: &Frontend,
+    client: &F::Addr,
+    tables: &T,
+) -> bool {
+    frontend.flags & frontend_flag::SOURCES == 0 || tables.admits(frontend.service, client)
+}
+
 /// The mark of an address; 0 if it is none of ours.
 #[inline(always)]
 pub(crate) fn mark<F: Family, T: Tables<F>>(addr: &F::Addr, tables: &T) -> u32 {

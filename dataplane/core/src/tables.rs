@@ -15,6 +15,8 @@ pub trait Tables<F: Family> {
     fn config(&self) -> Option<Config>;
     /// A frontend, or an address mark.
     fn frontend(&self, key: &FrontendKey<F::Addr>) -> Option<Frontend>;
+    /// Whether a client is in one of a service's source ranges.
+    fn admits(&self, service: u32, client: &F::Addr) -> bool;
     /// A service.
     fn service(&self, index: u32) -> Option<Service>;
     /// The backend index in a slot of the slab.

@@ -65,6 +65,7 @@ pub enum Reason {
     Echo = counter::DROP_ECHO,
     Dangling = counter::DROP_DANGLING,
     FlowTable = counter::DROP_FLOW_TABLE,
+    SourceRange = counter::DROP_SOURCE_RANGE,
 }
 
 /// How a packet leaves.

@@ -27,6 +27,8 @@ pub struct Sizes {
     pub backends: u32,
     /// Frontends and address marks of each family.
     pub frontends: u32,
+    /// Source ranges of each family.
+    pub sources: u32,
     /// Clients of each family that services with session affinity remember.
     pub clients: u32,
     /// Entries of flows of each family; two for each flow.
@@ -42,6 +44,7 @@ impl Default for Sizes {
             slots: 1 << 20,
             backends: 1 << 19,
             frontends: 1 << 18,
+            sources: 1 << 14,
             clients: 1 << 16,
             flows: 1 << 18,
         }
@@ -52,7 +55,15 @@ impl Sizes {
     /// For tests and small machines.
     #[must_use]
     pub const fn small() -> Self {
-        Self { services: 1024, slots: 16_384, backends: 4096, frontends: 4096, clients: 4096, flows: 4096 }
+        Self {
+            services: 1024,
+            slots: 16_384,
+            backends: 4096,
+            frontends: 4096,
+            sources: 1024,
+            clients: 4096,
+            flows: 4096,
+        }
     }
 }
 
@@ -165,9 +176,13 @@ impl Object {
 fn map_data(map: &aya::maps::Map) -> &MapData {
     use aya::maps::Map;
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) => data,
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LpmTrie(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuArray(data) => data,
         // The object defines no other kind; `Tables` would refuse it by its shape.
-        _ => unreachable!("the object has arrays and hash tables only"),
+        _ => unreachable!("the object has arrays, hash tables and prefix tables only"),
     }
 }
 
@@ -180,6 +195,8 @@ fn wanted_sizes(sizes: &Sizes) -> BTreeMap<&'static str, u32> {
         ("BACKENDS_V6", sizes.backends),
         ("FRONTENDS_V4", sizes.frontends),
         ("FRONTENDS_V6", sizes.frontends),
+        ("SOURCES_V4", sizes.sources),
+        ("SOURCES_V6", sizes.sources),
         ("AFFINITY_V4", sizes.clients),
         ("AFFINITY_V6", sizes.clients),
         ("FLOWS_V4", sizes.flows),

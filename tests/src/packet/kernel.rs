@@ -163,6 +163,7 @@ impl Kernel {
         replace(&tables.endpoints, &[]);
         replace(&tables.flows, &[]);
         replace(&tables.affinity, &[]);
+        replace(&tables.sources, &[]);
         assert!(dump(&tables.flows).is_empty(), "the flow table is empty");
     }
 
@@ -179,6 +180,8 @@ impl Kernel {
         }
         replace(&tables.frontends, &records.frontends);
         replace(&tables.endpoints, &records.endpoints);
+        let sources: Vec<_> = records.sources.iter().map(|key| (*key, 1)).collect();
+        replace(&tables.sources, &sources);
     }
 }
 

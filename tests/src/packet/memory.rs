@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use portolan_abi::{
     Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service,
+    SourceKey,
 };
 use portolan_core::Tables;
 use portolan_node::maps::NodeFamily;
@@ -21,6 +22,7 @@ pub struct Memory<F: NodeFamily> {
     config: Config,
     frontends: HashMap<FrontendKey<F::Addr>, Frontend>,
     endpoints: HashMap<F::Addr, Endpoint>,
+    sources: Vec<SourceKey<F::Addr>>,
     services: Vec<Service>,
     slab: Vec<u32>,
     backends: Vec<Backend<F::Addr>>,
@@ -37,11 +39,13 @@ impl<F: NodeFamily> Memory<F> {
     /// The tables of a world, without flows.
     #[must_use]
     pub fn new(world: &World) -> Self {
-        let Records { config, frontends, services, slab, backends, endpoints, routes } = world.records::<F>();
+        let Records { config, frontends, sources, services, slab, backends, endpoints, routes } =
+            world.records::<F>();
         Self {
             config,
             frontends: frontends.into_iter().collect(),
             endpoints: endpoints.into_iter().collect(),
+            sources,
             services,
             slab,
             backends,
@@ -68,6 +72,14 @@ impl<F: NodeFamily> Tables<F> for Memory<F> {
 
     fn frontend(&self, key: &FrontendKey<F::Addr>) -> Option<Frontend> {
         self.frontends.get(key).copied()
+    }
+
+    fn admits(&self, service: u32, client: &F::Addr) -> bool {
+        let within = |source: &SourceKey<F::Addr>| {
+            let bits = source.bits - 32;
+            source.service == service && number::<F>(source.addr, bits) == number::<F>(*client, bits)
+        };
+        self.sources.iter().any(within)
     }
 
     fn service(&self, index: u32) -> Option<Service> {

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use portolan_abi::{
-    Backend, Config, Endpoint, Frontend, FrontendKey, Ring, Service, Words, backend_flag, endpoint_flag,
-    frontend_flag,
+    Backend, Config, Endpoint, Frontend, FrontendKey, Ring, Service, SourceKey, Words, backend_flag,
+    endpoint_flag, frontend_flag,
 };
 use portolan_core::Address;
 use portolan_node::maps::NodeFamily;
@@ -44,6 +44,8 @@ pub struct ServicePort {
     pub flags: u32,
     /// Session affinity in seconds; 0: off.
     pub affinity: u32,
+    /// Source ranges: address and length of the prefix.
+    pub sources: Vec<(IpAddr, u32)>,
     /// Indexes of all its backends.
     pub cluster: Vec<u32>,
     /// Indexes of those on this node.
@@ -96,6 +98,8 @@ pub struct Records<F: NodeFamily> {
     pub config: Config,
     /// Frontends and marks.
     pub frontends: Vec<(FrontendKey<F::Addr>, Frontend)>,
+    /// Source ranges.
+    pub sources: Vec<SourceKey<F::Addr>>,
     /// Services.
     pub services: Vec<Service>,
     /// Rings.
@@ -139,6 +143,7 @@ impl World {
             fronts: fronts.to_vec(),
             flags: 0,
             affinity: 0,
+            sources: Vec::new(),
             cluster: Vec::new(),
             local: Vec::new(),
         };
@@ -177,6 +182,7 @@ impl World {
         Records {
             config: self.config,
             frontends: self.frontends::<F>().into_iter().chain(self.marks::<F>()).collect(),
+            sources: self.sources::<F>(),
             services,
             slab,
             backends: self.backends.iter().map(backend).collect(),
@@ -202,6 +208,14 @@ impl World {
         };
         let services = self.services.iter().map(service).collect();
         (services, slab)
+    }
+
+    fn sources<F: NodeFamily>(&self) -> Vec<SourceKey<F::Addr>> {
+        let of = |(service, port): (u32, &ServicePort)| {
+            let key = move |(addr, bits): &(IpAddr, u32)| Some(SourceKey::new(*bits, service, F::of(*addr)?));
+            port.sources.iter().filter_map(key).collect::<Vec<_>>()
+        };
+        (0..).zip(&self.services).flat_map(of).collect()
     }
 
     fn frontends<F: NodeFamily>(&self) -> Vec<(FrontendKey<F::Addr>, Frontend)> {

@@ -2,7 +2,7 @@ use portolan_model::{Event, Kind, ObjectKey, Protocol, read};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{Reason, Scope, ServicePort};
+use crate::{Reason, ServicePort};
 
 mod properties;
 
@@ -193,7 +193,7 @@ fn an_address_that_becomes_a_nodes_own_is_taken_from_its_service() {
 }
 
 #[test]
-fn a_service_with_source_ranges_is_closed_rather_than_open_to_all() {
+fn source_ranges_are_of_the_family_and_a_family_without_any_is_closed() {
     let mut world = World::new();
     let mut document = service(
         "web",
@@ -203,10 +203,18 @@ fn a_service_with_source_ranges_is_closed_rather_than_open_to_all() {
         }),
     );
     document["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
-    let changes = world.apply([upsert(document)]);
-    assert_eq!(world.ports("web")[0].frontends[0].scope, Scope::ClusterIp);
-    assert_eq!(world.frontends("web").len(), 1);
-    assert_eq!(changes.conditions[0].reason, Reason::SourceRangesUnsupported);
+    let changes = world.apply([upsert(document.clone())]);
+    assert_eq!(world.frontends("web").len(), 2);
+    let only = ["198.51.100.0/24".parse().unwrap()];
+    assert_eq!(world.ports("web")[0].sources.as_deref(), Some(&only[..]));
+    assert_eq!(changes.conditions, []);
+    document["spec"]["loadBalancerSourceRanges"] = json!(["2001:db8::/32"]);
+    let changes = world.apply([upsert(document.clone())]);
+    assert_eq!(world.ports("web")[0].sources.as_deref(), Some(&[][..]), "nobody of this family");
+    assert_eq!(changes.conditions[0].reason, Reason::NobodyAdmitted);
+    document["spec"]["loadBalancerSourceRanges"] = json!(["2001:db8::/32", "0.0.0.0/0"]);
+    world.apply([upsert(document)]);
+    assert_eq!(world.ports("web")[0].sources, None, "a range of length 0 admits everybody");
 }
 
 #[test]

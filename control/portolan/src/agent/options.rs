@@ -70,6 +70,9 @@ pub struct Options {
     /// Room for frontends of each family
     #[arg(long, default_value_t = Sizes::default().frontends)]
     pub frontends: u32,
+    /// Room for source ranges of each family
+    #[arg(long, default_value_t = Sizes::default().sources)]
+    pub sources: u32,
     /// Room for clients of services with session affinity, of each family
     #[arg(long, default_value_t = Sizes::default().clients)]
     pub clients: u32,
@@ -83,8 +86,8 @@ pub struct Options {
 
 impl Options {
     pub(super) fn sizes(&self) -> Sizes {
-        let Self { services, slots, backends, frontends, clients, flows, .. } = *self;
-        Sizes { services, slots, backends, frontends, clients, flows }
+        let Self { services, slots, backends, frontends, sources, clients, flows, .. } = *self;
+        Sizes { services, slots, backends, frontends, sources, clients, flows }
     }
 
     pub(super) fn node_ports(&self) -> RangeInclusive<u16> {

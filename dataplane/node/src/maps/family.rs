@@ -3,7 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aya::maps::MapData;
-use portolan_abi::{Affinity, AffinityKey, Backend, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Words};
+use portolan_abi::{
+    Affinity, AffinityKey, Backend, Endpoint, Flow, FlowKey, Frontend, FrontendKey, SourceKey, Words,
+};
 use portolan_core::{Family, V4, V6};
 
 use super::{Hash, MapError, Mapped};
@@ -57,6 +59,8 @@ pub struct FamilyTables<F: NodeFamily> {
     pub backends: Mapped<Backend<F::Addr>>,
     /// Pods of this node by address.
     pub endpoints: Hash<F::Addr, Endpoint>,
+    /// Source ranges of services; the value means nothing.
+    pub sources: Hash<SourceKey<F::Addr>, u32>,
     /// Backends that clients of services with session affinity had last.
     pub affinity: Hash<AffinityKey<F::Addr>, Affinity>,
     /// Flows.
@@ -66,12 +70,13 @@ pub struct FamilyTables<F: NodeFamily> {
 impl<F: NodeFamily> FamilyTables<F> {
     pub(super) fn from(get: &dyn Fn(&str) -> Result<MapData, MapError>) -> Result<Self, MapError> {
         let name = |table: &str| format!("{table}_{}", F::SUFFIX);
-        let [frontends, backends, endpoints, affinity, flows] =
+        let [frontends, backends, endpoints, sources, affinity, flows] =
             super::name::PER_FAMILY.map(|table| (name(table), get(&name(table))));
         Ok(Self {
             frontends: Hash::new(&frontends.0, frontends.1?)?,
             backends: Mapped::new(&backends.0, backends.1?)?,
             endpoints: Hash::new(&endpoints.0, endpoints.1?)?,
+            sources: Hash::new(&sources.0, sources.1?)?,
             affinity: Hash::new(&affinity.0, affinity.1?)?,
             flows: Hash::new(&flows.0, flows.1?)?,
         })

@@ -26,7 +26,7 @@ pub mod name {
     /// Rings of backend indexes.
     pub const SLAB: &str = "SLAB";
     /// Of every family, with `_V4` or `_V6` behind it.
-    pub const PER_FAMILY: [&str; 5] = ["FRONTENDS", "BACKENDS", "ENDPOINTS", "AFFINITY", "FLOWS"];
+    pub const PER_FAMILY: [&str; 6] = ["FRONTENDS", "BACKENDS", "ENDPOINTS", "SOURCES", "AFFINITY", "FLOWS"];
 
     /// All names.
     pub fn all() -> impl Iterator<Item = String> {

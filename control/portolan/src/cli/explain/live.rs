@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use portolan_abi::{
     Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service,
+    SourceKey,
 };
 use portolan_node::maps::NodeFamily;
 use portolan_node::{FamilyTables, Tables};
@@ -15,6 +16,8 @@ use portolan_node::{FamilyTables, Tables};
 pub(super) enum Look<A> {
     Flow(FlowKey<A>, Option<Flow<A>>),
     Frontend(FrontendKey<A>, Option<Frontend>),
+    /// Whether a service admits the client.
+    Source(u32, bool),
     Service(u32, Option<Service>),
     Affinity(AffinityKey<A>, Option<Affinity>),
     Slot(u32, Option<u32>),
@@ -79,6 +82,13 @@ impl<F: NodeFamily> portolan_core::Tables<F> for Recorder<'_, F> {
     fn frontend(&self, key: &FrontendKey<F::Addr>) -> Option<Frontend> {
         // A table that cannot be read is as good as empty; opening it has succeeded.
         self.note(self.family.frontends.get(key).ok().flatten(), |found| Look::Frontend(*key, found))
+    }
+
+    fn admits(&self, service: u32, client: &F::Addr) -> bool {
+        let key = SourceKey::new(8 * size_of::<F::Addr>() as u32, service, *client);
+        // A look-up in a prefix table is by the longest prefix, here as in the kernel.
+        let admitted = self.family.sources.get(&key).is_ok_and(|found| found.is_some());
+        self.note(admitted, |admitted| Look::Source(service, admitted))
     }
 
     fn service(&self, index: u32) -> Option<Service> {

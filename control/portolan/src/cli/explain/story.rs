@@ -113,6 +113,8 @@ impl Story<'_> {
                 found.service = service.as_ref();
                 ("policy", policy(*index, found.service, found.frontend, self.place.hook))
             }
+            Look::Source(_, true) => ("client", "in one of loadBalancerSourceRanges".to_owned()),
+            Look::Source(_, false) => ("client", "in none of loadBalancerSourceRanges".to_owned()),
             Look::Affinity(_, memory) => ("affinity", affinity(memory.as_ref(), found.service)),
             Look::Slot(slot, backend) => ("ring", ring(*slot, *backend, found.service)),
             Look::Backend(index, Some(backend)) => ("backend", backend_text::<F>(*index, backend)),
