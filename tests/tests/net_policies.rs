@@ -1,0 +1,156 @@
+//! Who may use a service's addresses, and which backends they get: affinity, source ranges, traffic policies.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use portolan_tests::lab::{
+    Netns, Shop, cluster_address, get, node_address, poll, public_address, service, udp_ask,
+};
+
+const FAMILIES: [bool; 2] = [false, true];
+
+/// Publishes the service with these lines in its spec, and waits until both agents have it.
+fn change(shop: &Shop, extra: &str) -> Result<()> {
+    let syncs = |agent: usize| -> Result<u64> {
+        let status: serde_json::Value = serde_json::from_str(&shop.agents[agent].view("status -o json")?)?;
+        status["syncs"].as_u64().context("status has no syncs")
+    };
+    let before = [syncs(0)?, syncs(1)?];
+    shop.cluster.write("service.yaml", &service(extra))?;
+    for (agent, before) in before.into_iter().enumerate() {
+        let changed = || (syncs(agent).ok()? > before).then_some(());
+        poll(Duration::from_secs(5), "the change is in the tables", changed)?;
+    }
+    Ok(())
+}
+
+/// The servers that answer `count` requests over TCP and as many over UDP.
+fn servers(client: &Netns, to: SocketAddr, count: usize) -> Result<[BTreeSet<String>; 2]> {
+    let ask = |ask: fn(&Netns, SocketAddr) -> Result<(String, String)>| {
+        (0..count).map(|_| Ok(ask(client, to)?.0)).collect::<Result<BTreeSet<String>>>()
+    };
+    Ok([ask(get)?, ask(udp_ask)?])
+}
+
+/// Nothing comes back, not even a refusal.
+fn is_silent(client: &Netns, to: SocketAddr) -> Result<()> {
+    let error = client.enter(move || TcpStream::connect_timeout(&to, Duration::from_millis(700)).err())?;
+    assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::TimedOut), "{to}");
+    Ok(())
+}
+
+#[test]
+fn session_affinity_is_switched_on_and_off() -> Result<()> {
+    let shop = Shop::open(&[0, 0, 1, 1])?;
+    let clients = [
+        (&shop.client.netns, cluster_address as fn(bool) -> SocketAddr),
+        (&shop.cluster.client, public_address),
+        (&shop.cluster.client, |v6| node_address(0, v6)),
+    ];
+    shop.cluster.route_public_to(0)?;
+    for affinity in [true, false, true] {
+        change(&shop, if affinity { "  sessionAffinity: ClientIP\n" } else { "  sessionAffinity: None\n" })?;
+        for v6 in FAMILIES {
+            let mut outside = BTreeSet::new();
+            for (client, to) in clients {
+                let met = servers(client, to(v6), 24)?;
+                for servers in &met {
+                    assert_eq!(servers.len() == 1, affinity, "{} met {servers:?}", to(v6));
+                }
+                if client.name() == shop.cluster.client.name() {
+                    outside.extend(met.into_iter().next());
+                }
+            }
+            // The key is the client and the port of the service, whichever of its addresses was asked.
+            assert!(!affinity || outside.len() == 1, "{outside:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_with_affinity_moves_on_when_its_backend_leaves() -> Result<()> {
+    let shop = Shop::open(&[0, 1, 1])?;
+    change(&shop, "  sessionAffinity: ClientIP\n")?;
+    for v6 in FAMILIES {
+        let to = cluster_address(v6);
+        let [first, _] = servers(&shop.client.netns, to, 8)?;
+        let left = shop.backends.iter().position(|backend| first.contains(&backend.pod.name));
+        shop.publish(|index| (Some(index) != left).then_some(portolan_tests::lab::Condition::Ready))?;
+        shop.wait_for_backends(2)?;
+        let [next, _] = servers(&shop.client.netns, to, 8)?;
+        assert!(next.len() == 1 && next != first, "{first:?}, then {next:?}");
+        shop.publish(|_| Some(portolan_tests::lab::Condition::Ready))?;
+        shop.wait_for_backends(3)?;
+        assert_eq!(servers(&shop.client.netns, to, 8)?[0], next, "the new choice is remembered");
+    }
+    Ok(())
+}
+
+#[test]
+fn load_balancer_source_ranges_admit_only_whom_they_name() -> Result<()> {
+    let shop = Shop::open(&[0])?;
+    change(&shop, "  loadBalancerSourceRanges: [203.0.113.128/25, \"2001:db8:c:1::/64\"]\n")?;
+    for v6 in FAMILIES {
+        is_silent(&shop.cluster.client, public_address(v6))?;
+        is_silent(&shop.client.netns, public_address(v6))?;
+        // Ranges bind the load balancer's address alone.
+        get(&shop.cluster.client, node_address(0, v6))?;
+        get(&shop.client.netns, cluster_address(v6))?;
+    }
+    change(&shop, "  loadBalancerSourceRanges: [203.0.113.0/28, \"2001:db8:c::/64\", 10.244.0.0/16]\n")?;
+    for v6 in FAMILIES {
+        get(&shop.cluster.client, public_address(v6))?;
+    }
+    get(&shop.client.netns, public_address(false)).context("the pod's range is there")?;
+    is_silent(&shop.client.netns, public_address(true))?;
+    change(&shop, "")?;
+    get(&shop.client.netns, public_address(true)).context("without ranges everybody may come")?;
+    Ok(())
+}
+
+#[test]
+fn external_traffic_policy_local_keeps_the_client_and_its_node() -> Result<()> {
+    let shop = Shop::open(&[1])?;
+    change(&shop, "  externalTrafficPolicy: Local\n")?;
+    for v6 in FAMILIES {
+        shop.cluster.route_public_to(1)?;
+        let outside: IpAddr = if v6 { "2001:db8:c::10" } else { "203.0.113.10" }.parse()?;
+        for to in [public_address(v6), node_address(1, v6)] {
+            assert_eq!(get(&shop.cluster.client, to)?.1.parse::<IpAddr>()?, outside, "{to}");
+        }
+        // The other node has no backend: outside clients get nothing there …
+        is_silent(&shop.cluster.client, node_address(0, v6))?;
+        shop.cluster.route_public_to(0)?;
+        is_silent(&shop.cluster.client, public_address(v6))?;
+        // … while pods and hosts of the cluster are led to all backends.
+        get(&shop.client.netns, public_address(v6))?;
+        get(&shop.cluster.nodes[0].netns, public_address(v6))?;
+        get(&shop.client.netns, cluster_address(v6))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn internal_traffic_policy_local_stays_on_the_node() -> Result<()> {
+    let shop = Shop::open(&[0, 1])?;
+    change(&shop, "  internalTrafficPolicy: Local\n")?;
+    for v6 in FAMILIES {
+        for client in [&shop.client.netns, &shop.cluster.nodes[0].netns] {
+            for servers in servers(client, cluster_address(v6), 16)? {
+                assert_eq!(servers, BTreeSet::from(["b0".to_owned()]));
+            }
+        }
+        // It does not concern who comes from outside.
+        assert_eq!(servers(&shop.cluster.client, node_address(0, v6), 24)?[0].len(), 2);
+    }
+    shop.publish(|index| (index == 1).then_some(portolan_tests::lab::Condition::Ready))?;
+    shop.wait_for_backends(1)?;
+    for v6 in FAMILIES {
+        is_silent(&shop.client.netns, cluster_address(v6))?;
+    }
+    Ok(())
+}
