@@ -1,5 +1,6 @@
 //! One family's frontends, marks and backends: what was written, and what is to be.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash as StdHash;
 use std::net::IpAddr;
@@ -246,15 +247,20 @@ where
     fn acquire_one(&mut self, backend: &BackendAddr, tables: &mut FamilyTables<F>) -> Option<u32> {
         let addr = F::of(backend.addr)?;
         let port = backend.port.to_be();
-        if let Some(found) = self.backends.get_mut(&(addr, port)) {
-            found.uses += 1;
-            return Some(found.index);
-        }
-        let index = self.indexes.take()?;
         let flags = self.flags(&addr);
-        tables.backends.write(index, Backend { picked: 0, addr, port, flags });
-        self.backends.insert((addr, port), Use { index, uses: 1 });
-        Some(index)
+        match self.backends.entry((addr, port)) {
+            Entry::Occupied(found) => {
+                let found = found.into_mut();
+                found.uses += 1;
+                Some(found.index)
+            }
+            Entry::Vacant(place) => {
+                let index = self.indexes.take()?;
+                tables.backends.write(index, Backend { picked: 0, addr, port, flags });
+                place.insert(Use { index, uses: 1 });
+                Some(index)
+            }
+        }
     }
 
     fn flags(&self, addr: &F::Addr) -> u16 {

@@ -115,15 +115,15 @@ impl Planner {
         self.refresh_nodes(store, changes);
         let mut rows = rows(std::mem::take(&mut self.known), store);
         self.claims.reserve(rows.len());
-        changes.services.reserve(rows.len());
         // Who is affected does not matter: everybody's turn comes.
         let mut affected = BTreeSet::new();
         for (key, known, entry) in &mut rows {
             self.refresh_claims(key, known, entry, &mut affected);
         }
-        for (key, known, entry) in &mut rows {
-            self.refresh_plan(key, known, entry, changes);
-        }
+        self.conditions.clear();
+        let (plans, conditions) = refresh_all(&self.context(), &mut rows);
+        changes.services.extend(plans);
+        self.conditions.extend(conditions);
         let served = rows.into_iter().filter(|(_, known, _)| known.plan.is_some());
         self.known = served.map(|(key, known, _)| (key, known)).collect();
     }
@@ -144,7 +144,11 @@ impl Planner {
         }
         for key in &work {
             let mut known = self.known.remove(key).unwrap_or_default();
-            self.refresh_plan(key, &mut known, store.service(key).unwrap_or(&NOTHING), changes);
+            let (plan, conditions) =
+                refresh_plan(&self.context(), key, &mut known, store.service(key).unwrap_or(&NOTHING));
+            changes.services.extend(plan);
+            self.conditions.remove(key);
+            self.conditions.extend(conditions);
             if known.plan.is_some() {
                 self.known.insert(key.clone(), known);
             }
@@ -194,33 +198,79 @@ impl Planner {
         known.age = age;
     }
 
-    fn refresh_plan(&mut self, key: &ServiceKey, known: &mut Known, entry: &Entry, changes: &mut Changes) {
-        let context = Context {
+    fn context(&self) -> Context<'_> {
+        Context {
             place: &self.place,
             options: &self.options,
             claims: &self.claims,
             node_addrs: &self.node_addrs,
-        };
-        let mut refused = Refused::default();
-        let plan = plan(key, entry, &context, &mut refused);
-        let Refused { claims, mut conditions } = refused;
-        known.refused = claims;
-        if !conditions.is_empty() {
-            conditions.sort_unstable();
-            conditions.dedup();
-            self.conditions.insert(key.clone(), conditions);
-        } else if !self.conditions.is_empty() {
-            self.conditions.remove(key);
-        }
-        if known.plan.as_deref() != plan.as_ref() {
-            known.plan = plan.map(Arc::new);
-            changes.services.push((key.clone(), known.plan.clone()));
         }
     }
 }
 
+/// A service's plan, if it is another than before.
+type Change = (ServiceKey, Option<Arc<ServicePlan>>);
+/// What of a service is not served.
+type Note = (ServiceKey, Vec<Condition>);
+/// A service: what is known of it, and its objects.
+type Row<'a> = (ServiceKey, Known, &'a Entry);
+
+fn refresh_plan(
+    context: &Context<'_>,
+    key: &ServiceKey,
+    known: &mut Known,
+    entry: &Entry,
+) -> (Option<Change>, Option<Note>) {
+    let mut refused = Refused::default();
+    let plan = plan(key, entry, context, &mut refused);
+    let Refused { claims, mut conditions } = refused;
+    known.refused = claims;
+    conditions.sort_unstable();
+    conditions.dedup();
+    let note = (!conditions.is_empty()).then(|| (key.clone(), conditions));
+    if known.plan.as_deref() == plan.as_ref() {
+        return (None, note);
+    }
+    known.plan = plan.map(Arc::new);
+    (Some((key.clone(), known.plan.clone())), note)
+}
+
+/// From so many services on, a second thread pays.
+const SHARED: usize = 1 << 13;
+
+/// Plans of all rows, in their order. A plan depends on no other: many are shared with a second thread, because at
+/// the start of an agent nothing else is worth a CPU.
+fn refresh_all(context: &Context<'_>, rows: &mut [Row<'_>]) -> (Vec<Change>, Vec<Note>) {
+    if rows.len() < SHARED {
+        return refresh_some(context, rows);
+    }
+    let (first, second) = rows.split_at_mut(rows.len() / 2);
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| refresh_some(context, second));
+        let (mut plans, mut notes) = refresh_some(context, first);
+        match second.join() {
+            Ok((more_plans, more_notes)) => {
+                plans.extend(more_plans);
+                notes.extend(more_notes);
+                (plans, notes)
+            }
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+fn refresh_some(context: &Context<'_>, rows: &mut [Row<'_>]) -> (Vec<Change>, Vec<Note>) {
+    let (mut plans, mut notes) = (Vec::with_capacity(rows.len()), Vec::new());
+    for (key, known, entry) in rows {
+        let (plan, note) = refresh_plan(context, key, known, entry);
+        plans.extend(plan);
+        notes.extend(note);
+    }
+    (plans, notes)
+}
+
 /// Joins what is known with what the store has, in key order; what the store no longer has joins [`NOTHING`].
-fn rows(known: BTreeMap<ServiceKey, Known>, store: &Store) -> Vec<(ServiceKey, Known, &Entry)> {
+fn rows(known: BTreeMap<ServiceKey, Known>, store: &Store) -> Vec<Row<'_>> {
     let mut rows = Vec::with_capacity(store.service_count());
     let mut known = known.into_iter().peekable();
     for (key, entry) in store.services() {

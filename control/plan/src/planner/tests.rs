@@ -267,3 +267,26 @@ fn this_nodes_zone_decides_which_hinted_endpoints_are_used() {
     assert_eq!(world.ports("web")[0].cluster[0].addr.to_string(), "10.1.0.2");
     assert_eq!(world.ports("web")[0].cluster.len(), 1);
 }
+
+#[test]
+fn so_many_services_that_two_threads_plan_them_get_the_plans_they_get_one_by_one() {
+    let mut world = World::new();
+    let count = SHARED as u32 + 1;
+    world.apply((0..count).map(|number| {
+        // Every third wants the address of the one before, and is refused.
+        let owner = if number % 3 == 2 { number - 1 } else { number };
+        let address = std::net::Ipv4Addr::from_bits(0x0a60_0000 + owner).to_string();
+        let ports = json!([{"port": 80}]);
+        upsert(service(&format!("s{number}"), json!({"clusterIP": address, "ports": ports})))
+    }));
+    let mut fresh = Planner::new("a");
+    let changes = fresh.plan(&world.store, Extent::All);
+    assert_eq!(changes.services.len(), count as usize);
+    assert!(changes.services.is_sorted_by(|one, next| one.0 < next.0));
+    assert!(fresh.desired().eq(world.planner.desired()));
+    assert_eq!(changes.conditions, world.apply([]).conditions);
+    assert_eq!(changes.conditions.len(), count as usize / 3);
+    let again = fresh.plan(&world.store, Extent::All);
+    assert!(again.services.is_empty());
+    assert_eq!(again.conditions, changes.conditions);
+}

@@ -217,11 +217,14 @@ impl Network {
         }
         self.links.delete_pod(&host).await.map_err(|err| failed("removing the pod's interface", &err))?;
         self.programs.forget(&host).map_err(|err| failed("removing the pod's links", &err))?;
-        if let Some(ipam) = self.ipam() {
-            tokio::task::block_in_place(|| ipam.release(id, SystemTime::now()))
-                .map_err(|err| failed("releasing the pod's addresses", &err))?;
-        }
-        Ok(())
+        self.release(id)
+    }
+
+    fn release(&self, id: &AttachmentId) -> Result<(), CniError> {
+        let Some(ipam) = self.ipam() else { return Ok(()) };
+        tokio::task::block_in_place(|| ipam.release(id, SystemTime::now()))
+            .map(drop)
+            .map_err(|err| failed("releasing the pod's addresses", &err))
     }
 }
 
@@ -247,11 +250,13 @@ impl PodNetwork for Network {
             Ok(()) => self.attached(&spec),
             Err(err) => Err(err),
         };
-        // What another ADD holds under this name stays with it.
-        if let Err(err) = &result
-            && !(known || err.code == Code::InterfaceExists)
-            && let Err(undo) = self.remove(id).await
-        {
+        // What another ADD holds under this name stays with it, and so does an interface that was there before.
+        let undone = match &result {
+            Err(err) if !known && err.code == Code::InterfaceExists => self.release(id),
+            Err(_) if !known => self.remove(id).await,
+            _ => Ok(()),
+        };
+        if let Err(undo) = undone {
             tracing::error!(container = id.container(), err = %undo, "undoing a failed ADD");
         }
         result
