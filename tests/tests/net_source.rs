@@ -252,7 +252,9 @@ fn other_kinds_and_other_files_are_none_of_its_business() -> Result<()> {
     symlink("nowhere", objects.join("dangling.yaml"))?;
     // What is written last is read last.
     shop.cluster.write("zz.yaml", &other_service("zz", "10.96.0.30", "80", &shop))?;
-    poll(AT_ONCE, "the service in the last file", || get(&shop.client.netns, "10.96.0.30:80".parse().ok()?).ok())?;
+    poll(AT_ONCE, "the service in the last file", || {
+        get(&shop.client.netns, "10.96.0.30:80".parse().ok()?).ok()
+    })?;
     assert_eq!(refused(&shop.agents[0])?, Vec::<String>::new());
     let services: Value = serde_json::from_str(&shop.agents[0].view("service list -o json")?)?;
     assert_eq!(services.as_array().map(Vec::len), Some(2), "{services}");

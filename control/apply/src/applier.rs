@@ -288,6 +288,11 @@ impl Applier {
         }
     }
 
+    /// Everything installed.
+    pub fn plans(&self) -> impl Iterator<Item = (&ServiceKey, &ServicePlan)> {
+        self.installed.iter().map(|(key, installed)| (key, &*installed.plan))
+    }
+
     /// Everything installed, with its counters.
     pub fn services(&self) -> impl Iterator<Item = (&ServiceKey, &ServicePlan, Vec<PortState>)> {
         self.installed.iter().map(|(key, installed)| {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use ipnetwork::IpNetwork;
 use portolan_abi::{Config, Words};
+use portolan_apply::Applier;
 use portolan_core::{V4, V6};
 use portolan_model as model;
 use portolan_node::attach::Interface;
@@ -22,6 +23,9 @@ use crate::metrics::Metrics;
 
 /// Seed of the flow hash. One for all nodes and versions: all have to choose alike.
 const SEED: u32 = 0x706f_7274;
+
+/// Differences that an audit logs at most.
+const LOGGED: usize = 20;
 
 /// Index of `lo`: the first interface of every network namespace.
 const LOOPBACK: u32 = 1;
@@ -248,6 +252,41 @@ impl Engine {
                 Err(err) => tracing::error!(%err, "collecting flows"),
             }
         });
+    }
+
+    /// Compares the kernel's tables with what they should be, and writes them anew if they differ.
+    pub(super) fn audit(&self) {
+        tokio::task::block_in_place(|| {
+            let mut core = self.shared.core();
+            if !core.synced {
+                return;
+            }
+            match core.audit() {
+                Ok(differences) if differences.is_empty() => {}
+                Ok(differences) => {
+                    for difference in differences.iter().take(LOGGED) {
+                        tracing::error!(?difference, "somebody changed a table");
+                    }
+                    let repaired = self.repair(&mut core);
+                    let count = differences.len();
+                    tracing::warn!(count, ok = repaired.is_ok(), "tables were written anew");
+                    note(&mut core, "repair", repaired);
+                }
+                Err(err) => note(&mut core, "audit", Err(err.into())),
+            }
+        });
+    }
+
+    /// As after a restart: takes the tables over as they are and brings them to the plan.
+    fn repair(&self, core: &mut Core) -> anyhow::Result<()> {
+        core.applier.settle()?;
+        core.applier = Applier::open(self.programs.object().tables()?)?;
+        let node = core.planner.node();
+        core.applier.set_node(self.config(node), &node.addresses)?;
+        let all: Vec<_> =
+            core.planner.desired().map(|(key, plan)| (key.clone(), Some(Arc::clone(plan)))).collect();
+        core.refused = core.applier.apply(&all)?.refused;
+        Ok(core.applier.sweep()?)
     }
 
     /// After a change is visible: what it took out of use becomes available again.

@@ -39,6 +39,9 @@ pub use uninstall::{UninstallOptions, uninstall};
 /// How often flows that are over are looked for.
 const COLLECT: Duration = Duration::from_secs(15);
 
+/// How often the kernel's tables are compared with what they should be.
+const AUDIT: Duration = Duration::from_secs(60);
+
 /// MTU while no uplink is known: Ethernet's.
 const DEFAULT_MTU: u32 = 1500;
 
@@ -90,6 +93,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut collect = tokio::time::interval(COLLECT);
+    let mut audit = tokio::time::interval(AUDIT);
     loop {
         tokio::select! {
             update = updates.recv() => match update {
@@ -98,6 +102,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
             },
             event = events.next() => engine.link_event(event?).await,
             _ = collect.tick() => engine.collect(),
+            _ = audit.tick() => engine.audit(),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
