@@ -1,13 +1,14 @@
 //! Service addresses lead to backends, or say at once that they do not. Real sockets and real tools.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{ErrorKind, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use portolan_tests::lab::{
-    Condition, LongLived, Netns, Shop, cluster_address, get, node_address, poll, public_address, udp_ask,
+    Capture, Condition, LongLived, Netns, Shop, cluster_address, get, node_address, poll, public_address,
+    udp_ask,
 };
 use serde_json::Value;
 
@@ -244,6 +245,52 @@ fn an_icmp_error_about_translated_packets_reaches_who_sent_them() -> Result<()> 
     Ok(())
 }
 
+/// Sends a megabyte to a service whose one backend has nothing on port 8080; how much came there.
+fn upload(from: &Netns, to: SocketAddr, backend: &Netns) -> Result<u64> {
+    let listener = backend.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080)))??;
+    let receiver = std::thread::spawn(move || -> std::io::Result<u64> {
+        let (mut stream, _) = listener.accept()?;
+        stream.set_read_timeout(Some(Duration::from_secs(8)))?;
+        std::io::copy(&mut stream, &mut std::io::sink())
+    });
+    from.enter(move || -> std::io::Result<()> {
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
+        stream.set_write_timeout(Some(Duration::from_secs(8)))?;
+        stream.write_all(&[7; 1 << 20])
+    })?
+    .with_context(|| format!("sending to {to}"))?;
+    Ok(receiver.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))??)
+}
+
+#[test]
+fn a_large_upload_survives_an_uplink_that_became_narrower() -> Result<()> {
+    let mut shop = Shop::open(&[1])?;
+    shop.backends[0].web = None;
+    shop.cluster.nodes[0].netns.ip("link set eth0 mtu 1300")?;
+    shop.cluster.router.ip("link set n0 mtu 1300")?;
+    // Packets of many segments pass links of any width, until a device cuts them.
+    shop.cluster.nodes[0].netns.run("ethtool -K eth0 tso off gso off")?;
+    shop.client.netns.run("ethtool -K eth0 tso off gso off")?;
+    for v6 in FAMILIES {
+        for (who, netns, to) in [
+            ("pod direct", &shop.client.netns, SocketAddr::new(shop.backends[0].pod.address(v6),8080)),
+            ("host direct", &shop.cluster.nodes[0].netns, SocketAddr::new(shop.backends[0].pod.address(v6),8080)),
+            ("a pod", &shop.client.netns, cluster_address(v6)),
+            ("the host", &shop.cluster.nodes[0].netns, cluster_address(v6)),
+        ] {
+            let dev = if who.contains("host") {"portolan0"} else {"eth0"};
+            let cap = Capture::start(netns, dev, "icmp or icmp6 or tcp")?;
+            let r = upload(netns, to, &shop.backends[0].pod.netns);
+            eprintln!("{who} {v6}: {r:?}");
+            for p in cap.packets()?.iter().take(14) { eprintln!("   {p}"); }
+            eprintln!("{}", shop.agents[0].view("drop list")?);
+            let Ok(came) = r else { continue };
+            assert_eq!(came, 1 << 20, "{who}: {to}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_fragmented_datagram_to_a_service_is_dropped_and_counted() -> Result<()> {
     let shop = Shop::open(&[1])?;
@@ -261,49 +308,113 @@ fn a_fragmented_datagram_to_a_service_is_dropped_and_counted() -> Result<()> {
 }
 
 #[test]
+fn a_ping_in_fragments_to_a_service_is_dropped_and_counted_for_every_client() -> Result<()> {
+    let shop = Shop::open(&[1])?;
+    for (who, netns) in clients(&shop) {
+        for v6 in FAMILIES {
+            let before = counted(&shop, 0, "fragment")?;
+            let to = if who == "an outside client" { public_address(v6) } else { cluster_address(v6) };
+            let ping = netns.run(&format!("ping -c 1 -W 1 -s 3000 {}", to.ip()));
+            assert!(ping.is_err(), "{who}: fragments carry no ports");
+            assert!(counted(&shop, 0, "fragment")? > before, "{who}: {to}");
+        }
+    }
+    Ok(())
+}
+
+/// Asks a service over TCP and UDP, ten times each.
+fn ask_often(netns: &Netns, to: SocketAddr, who: &str) -> Result<()> {
+    for _ in 0..10 {
+        get(netns, to).with_context(|| format!("{who}, TCP, {to}"))?;
+        udp_ask(netns, to).with_context(|| format!("{who}, UDP, {to}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn translated_packets_have_right_checksums_on_devices_that_compute_none() -> Result<()> {
+    let shop = Shop::open(&[0, 1])?;
+    // Whatever leaves these has its sum computed before, by what is noted in the packet.
+    let node = &shop.cluster.nodes[0].netns;
+    for netns in [node, &shop.cluster.nodes[1].netns] {
+        netns.run("ethtool -K eth0 tx off")?;
+    }
+    node.run("ethtool -K portolan0 tx off")?;
+    let local = shop.backends[0].pod.address(false);
+    let route: Value = serde_json::from_str(&node.run(&format!("ip -j route get {local}"))?)?;
+    let device = route[0]["dev"].as_str().context("no device")?;
+    node.run(&format!("ethtool -K {device} tx off"))?;
+    let wires = [0, 1].map(|number| {
+        let link = shop.cluster.nodes[number].netns.run("ip -j link show dev eth0")?;
+        let link: Value = serde_json::from_str(&link)?;
+        let mac = link[0]["address"].as_str().context("no MAC")?;
+        let filter = format!("ether src {mac} and (tcp or udp)");
+        Capture::start(&shop.cluster.router, &format!("n{number}"), &filter)
+    });
+    for (who, netns) in clients(&shop) {
+        for to in FAMILIES.into_iter().flat_map(|v6| addresses(who, v6)) {
+            ask_often(netns, to, who)?;
+        }
+    }
+    for wire in wires {
+        have_right_sums(&wire?, 200)?;
+    }
+    // Senders that compute sums themselves, up to pods on the same node: nothing is left to any device.
+    shop.client.netns.run("ethtool -K eth0 tx off")?;
+    shop.backends[0].pod.netns.run("ethtool -K eth0 tx off")?;
+    let inside = Capture::start(&shop.backends[0].pod.netns, "eth0", "tcp port 8080 or udp port 9000")?;
+    for v6 in FAMILIES {
+        ask_often(&shop.client.netns, cluster_address(v6), "a pod")?;
+        ask_often(&shop.backends[0].pod.netns, cluster_address(v6), "a backend itself")?;
+    }
+    have_right_sums(&inside, 200)
+}
+
+/// Waits for that many packets; every one must have a checksum that tcpdump says is right.
+fn have_right_sums(capture: &Capture, least: usize) -> Result<()> {
+    let packets = poll(Duration::from_secs(3), "packets are captured", || {
+        capture.packets().ok().filter(|packets| packets.len() >= least)
+    })?;
+    let right = |packet: &&String| packet.contains("(correct)") || packet.contains("udp sum ok");
+    let wrong: Vec<_> = packets.iter().filter(|packet| !right(packet)).collect();
+    assert!(
+        wrong.is_empty(),
+        "{} of {} are wrong: {:#?}",
+        wrong.len(),
+        packets.len(),
+        &wrong[..wrong.len().min(4)]
+    );
+    Ok(())
+}
+
+#[test]
 fn answers_of_the_data_plane_itself_have_right_checksums_on_any_device() -> Result<()> {
     let shop = Shop::open(&[])?;
     // The client leaves checksums to devices; the node's device then has to be told what to do.
     shop.cluster.nodes[0].netns.run("ethtool -K eth0 tx off")?;
-    let capture = shop.cluster.directory().join("answers.pcap");
-    let mut tcpdump = shop
-        .cluster
-        .client
-        .command("tcpdump")
-        .args(["-i", "eth0", "-U", "--immediate-mode", "-w"])
-        .arg(&capture)
-        .stderr(std::process::Stdio::piped())
-        .spawn()?;
-    let mut said = std::io::BufReader::new(tcpdump.stderr.take().context("tcpdump has no stderr")?);
-    std::io::BufRead::read_line(&mut said, &mut String::new())?;
+    let capture = Capture::start(&shop.cluster.client, "eth0", "")?;
     for v6 in FAMILIES {
         let to = public_address(v6);
         assert_eq!(tcp_failure(&shop.cluster.client, to)?.0, Some(ErrorKind::ConnectionRefused), "{to}");
         assert_eq!(udp_failure(&shop.cluster.client, to)?, Some(ErrorKind::ConnectionRefused), "{to}");
     }
-    let text = poll(Duration::from_secs(3), "tcpdump has seen all four answers", || {
-        let read = std::process::Command::new("tcpdump").args(["-nvv", "-r"]).arg(&capture).output().ok()?;
-        let text = String::from_utf8_lossy(&read.stdout).into_owned();
-        (answers(&text).len() == 4).then_some(text)
+    let answers = poll(Duration::from_secs(3), "tcpdump has seen all four answers", || {
+        let packets = capture.packets().ok()?;
+        let answers: Vec<String> = packets.into_iter().filter(|it| is_answer(it)).collect();
+        (answers.len() == 4).then_some(answers)
     })?;
-    tcpdump.kill()?;
-    tcpdump.wait()?;
-    for answer in answers(&text) {
+    for answer in &answers {
         // tcpdump names what is wrong; what is right it calls "correct", "sum ok" or nothing.
         let wrong =
             ["incorrect", "wrong icmp cksum", "bad icmp6 cksum"].iter().any(|word| answer.contains(word));
         assert!(!wrong, "{answer}");
     }
-    let named =
-        answers(&text).iter().filter(|it| it.contains("(correct)") || it.contains("icmp6 sum ok")).count();
-    assert_eq!(named, 3, "two resets and the ICMPv6 error are said to be right: {text}");
+    let named = answers.iter().filter(|it| it.contains("(correct)") || it.contains("icmp6 sum ok")).count();
+    assert_eq!(named, 3, "two resets and the ICMPv6 error are said to be right: {answers:#?}");
     Ok(())
 }
 
-/// The resets and ICMP errors in tcpdump's words, without the packets that the errors quote.
-fn answers(text: &str) -> Vec<String> {
-    let joined = text.replace("\n    ", " ");
-    let is_answer =
-        |line: &&str| line.contains("Flags [R") || (line.contains("unreachable") && line.contains("ICMP"));
-    joined.lines().filter(is_answer).map(str::to_owned).collect()
+/// Whether a packet is a reset or an ICMP error.
+fn is_answer(packet: &str) -> bool {
+    packet.contains("Flags [R") || (packet.contains("unreachable") && packet.contains("ICMP"))
 }

@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portolan_tests::lab::{
@@ -42,16 +42,15 @@ fn refused_as(agent: &Agent, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that only this server answers from now on, and tells how long it took to get so far.
-fn only(shop: &Shop, server: &str, within: Duration) -> Result<Duration> {
-    let begun = Instant::now();
+/// Waits until only this server answers.
+fn only(shop: &Shop, server: &str, within: Duration) -> Result<()> {
     for v6 in [false, true] {
         let (netns, to) = (&shop.client.netns, cluster_address(v6));
         // The ring of two backends gives each an equal share: 12 answers of one are chance once in 4096.
         let twelve = || (0..12).all(|_| get(netns, to).is_ok_and(|it| it.0 == server)).then_some(());
         poll(within, &format!("only {server} answers at {to}"), twelve)?;
     }
-    Ok(begun.elapsed())
+    Ok(())
 }
 
 /// How connecting fails, if it does.
@@ -81,13 +80,17 @@ fn other_service(name: &str, address: &str, port: &str, shop: &Shop) -> String {
 /// Keeps asking the service while `work` runs; no request may fail.
 fn while_served(shop: &Shop, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let load = [false, true].map(|v6| Load::start(&shop.client.netns, cluster_address(v6), PAUSE));
-    let result = work();
+    work()?;
+    // What was done has to be in effect under load for a while.
+    for _ in 0..30 {
+        get(&shop.client.netns, cluster_address(false))?;
+    }
     for load in load {
         let tally = load?.finish();
         ensure!(tally.failures.is_empty(), "{:?}", tally.failures);
-        ensure!(tally.answers() > 20, "nobody asked");
+        ensure!(tally.answers() > 5, "nobody asked: {tally:?}");
     }
-    result
+    Ok(())
 }
 
 #[test]
@@ -117,35 +120,23 @@ fn edits_take_effect_at_once_however_they_are_saved() -> Result<()> {
     let shop = Shop::open(&[0, 1])?;
     let path = shop.cluster.objects().join("slices.yaml");
     let texts = [slices_of(&shop, 0)?, slices_of(&shop, 1)?];
-    let mut slowest = Duration::ZERO;
-    type Save<'a> = (&'a str, Box<dyn Fn(&str) -> Result<()> + 'a>);
-    let saves: [Save; 4] = [
-        ("renamed into place", Box::new(|text| shop.cluster.write("slices.yaml", text))),
-        ("overwritten", Box::new(|text| Ok(std::fs::write(&path, text)?))),
-        (
-            "backed up, then written anew",
-            Box::new(|text| {
-                std::fs::rename(&path, path.with_extension("yaml~"))?;
-                Ok(std::fs::write(&path, text)?)
-            }),
-        ),
-        (
-            "written piece by piece",
-            Box::new(|text| {
-                let mut file = std::fs::File::create(&path)?;
-                text.as_bytes().chunks(100).try_for_each(|piece| file.write_all(piece))?;
-                Ok(())
-            }),
-        ),
-    ];
-    for (how, save) in &saves {
-        for backend in [0, 1] {
-            save(&texts[backend])?;
-            let took = only(&shop, &format!("b{backend}"), AT_ONCE).context(*how)?;
-            slowest = slowest.max(took);
+    for how in ["renamed", "overwritten", "backed up", "in pieces"] {
+        for (backend, text) in texts.iter().enumerate() {
+            match how {
+                "renamed" => shop.cluster.write("slices.yaml", text)?,
+                "overwritten" => std::fs::write(&path, text)?,
+                "backed up" => {
+                    std::fs::rename(&path, path.with_extension("yaml~"))?;
+                    std::fs::write(&path, text)?;
+                }
+                _ => {
+                    let mut file = std::fs::File::create(&path)?;
+                    text.as_bytes().chunks(100).try_for_each(|piece| file.write_all(piece))?;
+                }
+            }
+            only(&shop, &format!("b{backend}"), AT_ONCE).context(how)?;
         }
     }
-    ensure!(slowest < 2 * AT_ONCE, "{slowest:?}");
     assert_eq!(refused(&shop.agents[0])?, Vec::<String>::new());
     Ok(())
 }
@@ -188,7 +179,7 @@ fn the_last_good_version_keeps_serving_until_a_good_one_comes() -> Result<()> {
     only(&shop, "b1", AT_ONCE)?;
     let broken: [(&str, &str, String, &[&str]); 4] = [
         ("slices.yaml", "bad address", good[0].replace("IPv4", "Ipv4"), &["web-ipv4", "addressType"]),
-        ("slices.yaml", "no YAML", good[0].clone() + "kind: [Service\n", &["slices.yaml:"]),
+        ("slices.yaml", "no YAML", good[0].replacen("endpoints:", "endpoints: [", 1), &["slices.yaml:"]),
         ("service.yaml", "bad port", service("").replace("port: 80,", "port: none,"), &["shop/web", "none"]),
         ("service.yaml", "half a file", service("")[..service("").len() / 3].to_owned(), &["service.yaml"]),
     ];
@@ -208,8 +199,7 @@ fn the_last_good_version_keeps_serving_until_a_good_one_comes() -> Result<()> {
         wait_for_refusals(&shop.agents[0], 0).context(what)?;
     }
     shop.cluster.write("slices.yaml", &good[0])?;
-    only(&shop, "b0", AT_ONCE)?;
-    Ok(())
+    only(&shop, "b0", AT_ONCE)
 }
 
 #[test]
@@ -334,6 +324,7 @@ fn a_file_that_is_being_written_takes_nothing_away() -> Result<()> {
         let mut file = std::fs::File::create(&path)?;
         for piece in text.as_bytes().chunks(text.len() / 3 + 1) {
             file.write_all(piece)?;
+            // The writer is slow; nobody waits for anything here.
             std::thread::sleep(Duration::from_millis(200));
         }
         Ok(())
@@ -363,8 +354,7 @@ fn a_directory_that_goes_and_comes_back_interrupts_nothing() -> Result<()> {
     wait_for_refusals(&shop.agents[0], 0)?;
     // From now on it is watched again, not only looked at from time to time.
     shop.cluster.write("slices.yaml", &texts[1])?;
-    only(&shop, "b1", AT_ONCE)?;
-    Ok(())
+    only(&shop, "b1", AT_ONCE)
 }
 
 #[test]
@@ -388,6 +378,6 @@ fn a_mounted_config_map_is_followed_when_its_symlink_moves() -> Result<()> {
     only(&shop, "b0", LOOKED_FOR)?;
     while_served(&shop, || {
         point_at(1)?;
-        only(&shop, "b1", LOOKED_FOR).map(drop)
+        only(&shop, "b1", LOOKED_FOR)
     })
 }

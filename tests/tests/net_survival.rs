@@ -3,16 +3,18 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use portolan_tests::lab::{
-    Condition, Load, LongLived, Netns, Pod, Shop, Tally, cluster_address, get, node_address, poll,
-    public_address, udp_ask,
+    Agent, AgentOptions, Condition, Datagrams, Load, LongLived, Netns, Pod, Shop, Tally, cluster_address,
+    get, node_address, poll, public_address, run, udp_ask,
 };
+use serde_json::Value;
 
 const FAMILIES: [bool; 2] = [false, true];
 const PAUSE: Duration = Duration::from_millis(3);
@@ -21,6 +23,7 @@ const PAUSE: Duration = Duration::from_millis(3);
 struct Clients {
     short: Vec<Load>,
     open: Vec<LongLived>,
+    datagrams: Vec<Datagrams>,
 }
 
 impl Clients {
@@ -39,7 +42,9 @@ impl Clients {
             .collect();
         let short = asked.iter().map(|(netns, to)| Load::start(netns, *to, PAUSE)).collect::<Result<_>>()?;
         let open = asked.iter().map(|(netns, to)| LongLived::start(netns, *to, 3)).collect::<Result<_>>()?;
-        Ok(Self { short, open })
+        let datagrams =
+            asked.iter().map(|(netns, to)| Datagrams::start(netns, *to, PAUSE)).collect::<Result<_>>()?;
+        Ok(Self { short, open, datagrams })
     }
 
     /// Stops all; every request of every client must have had its answer.
@@ -49,6 +54,7 @@ impl Clients {
             .into_iter()
             .map(Load::finish)
             .chain(self.open.into_iter().map(LongLived::finish))
+            .chain(self.datagrams.into_iter().map(Datagrams::finish))
             .collect();
         for tally in &tallies {
             ensure!(tally.failures.is_empty(), "{:?}", tally.failures);
@@ -58,59 +64,138 @@ impl Clients {
     }
 }
 
-/// Waits until new connections from everywhere have been answered for a while.
+/// New connections and datagrams for a while; each has to be answered, and both backends have to answer.
 fn serve_for_a_while(shop: &Shop) -> Result<()> {
-    for _ in 0..60 {
-        for v6 in FAMILIES {
-            get(&shop.client.netns, cluster_address(v6))?;
-            udp_ask(&shop.client.netns, cluster_address(v6))?;
+    let (pod, outside) = (&shop.client.netns, &shop.cluster.client);
+    for (netns, to) in FAMILIES.map(|v6| [(pod, cluster_address(v6)), (outside, public_address(v6))]).concat()
+    {
+        let mut servers = BTreeSet::new();
+        for _ in 0..30 {
+            servers.insert(get(netns, to)?.0);
+            servers.insert(udp_ask(netns, to)?.0);
         }
+        ensure!(servers.len() == 2, "only {servers:?} answer at {to}");
+    }
+    Ok(())
+}
+
+/// What of a node depends on objects and pods: keys of frontends, endpoints, links, and how full tables are.
+fn footprint(agent: &Agent) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for table in ["FRONTENDS_V4", "FRONTENDS_V6", "ENDPOINTS_V4", "ENDPOINTS_V6"] {
+        let pin = agent.pins().join(table);
+        let text = run(Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(pin))?;
+        let entries: Vec<Value> = serde_json::from_str(&text).with_context(|| text.clone())?;
+        // Which index a service has is of no importance; which interface an endpoint has is.
+        let part = if table.starts_with("FRONTENDS") { "/key" } else { "" };
+        lines.extend(entries.iter().filter_map(|it| Some(format!("{table} {}", it.pointer(part)?))));
+    }
+    // By clsact there are none.
+    let links = std::fs::read_dir(agent.pins().join("links")).into_iter().flatten();
+    lines.extend(links.flatten().map(|link| format!("link {}", link.file_name().display())));
+    let status: Value = serde_json::from_str(&agent.view("status -o json")?)?;
+    lines.push(format!("tables {}", status["tables"]));
+    lines.push(format!("warnings {}", status["warnings"]));
+    lines.sort();
+    Ok(lines)
+}
+
+#[test]
+fn killing_both_agents_and_starting_them_again_breaks_nothing() -> Result<()> {
+    for arguments in [vec![], vec!["--force-clsact".to_owned()]] {
+        let options = AgentOptions { arguments, ..AgentOptions::default() };
+        let mut shop = Shop::open_with(&[0, 1], &options)?;
+        let clients = Clients::start(&shop)?;
+        let before = footprint(&shop.agents[0])?;
+        for agent in 0..2 {
+            shop.agents[agent].kill()?;
+        }
+        serve_for_a_while(&shop).context("without agents")?;
+        for agent in 0..2 {
+            shop.agents[agent].restart()?;
+        }
+        serve_for_a_while(&shop).context("with new agents")?;
+        clients.finish()?;
+        assert_eq!(footprint(&shop.agents[0])?, before);
     }
     Ok(())
 }
 
 #[test]
-fn killing_both_agents_and_starting_them_again_breaks_nothing() -> Result<()> {
+fn an_agent_that_is_stopped_leaves_the_data_plane_as_it_is() -> Result<()> {
     let mut shop = Shop::open(&[0, 1])?;
     let clients = Clients::start(&shop)?;
-    serve_for_a_while(&shop)?;
+    let before = attached(&shop.cluster.nodes[0].netns, "eth0")?;
     for agent in 0..2 {
-        shop.agents[agent].kill()?;
+        ensure!(shop.agents[agent].terminate()?.success(), "{}", shop.agents[agent].log());
     }
+    assert_eq!(attached(&shop.cluster.nodes[0].netns, "eth0")?, before);
     serve_for_a_while(&shop)?;
-    for agent in 0..2 {
-        shop.agents[agent].restart()?;
+    // What is in place can be looked at meanwhile.
+    let status = shop.agents[0].view_command("status")?.output()?;
+    let text = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert_eq!(status.status.code(), Some(1));
+    ensure!(text.contains("does not run") && text.contains("goes on without the agent"), "{text}");
+    ensure!(shop.agents[0].view("flow list")?.contains("established"), "flows are listed");
+    clients.finish().map(drop)
+}
+
+/// Pseudo-random numbers; their seed is printed, and can be set to repeat a run.
+fn random() -> impl FnMut(u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.subsec_nanos());
+    let seed = std::env::var("PORTOLAN_SEED").ok().and_then(|text| text.parse().ok());
+    let mut state: u64 = seed.unwrap_or_else(|| u64::from(now) | 1);
+    println!("PORTOLAN_SEED={state}");
+    // Marsaglia, "Xorshift RNGs", 2003.
+    move |below| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
     }
-    serve_for_a_while(&shop)?;
-    let tallies = clients.finish()?;
-    let servers: BTreeSet<&String> = tallies.iter().flat_map(|tally| tally.by_server.keys()).collect();
-    assert_eq!(servers.len(), 2, "connections were balanced all the time");
-    Ok(())
 }
 
 #[test]
 fn an_agent_killed_at_any_moment_of_its_start_leaves_a_working_node() -> Result<()> {
     let mut shop = Shop::open(&[0, 1])?;
     let clients = Clients::start(&shop)?;
+    let before = footprint(&shop.agents[0])?;
+    let mut random = random();
     for round in 0..10 {
         shop.agents[0].kill()?;
-        shop.agents[0].start_and_kill(Duration::from_millis(15 * round))?;
-        get(&shop.client.netns, cluster_address(round % 2 == 0))?;
+        // A start takes about half a second.
+        let moment = Duration::from_millis(random(700));
+        shop.agents[0].start_and_kill(moment)?;
+        get(&shop.client.netns, cluster_address(round % 2 == 0)).with_context(|| format!("{moment:?}"))?;
     }
     shop.agents[0].restart()?;
-    clients.finish()?;
-    Ok(())
+    assert_eq!(footprint(&shop.agents[0])?, before);
+    serve_for_a_while(&shop)?;
+    clients.finish().map(drop)
 }
 
 #[test]
 fn what_changed_while_no_agent_ran_is_in_effect_after_the_start() -> Result<()> {
     let mut shop = Shop::open(&[0, 1])?;
+    let before = footprint(&shop.agents[0])?;
     let doomed = Pod::add(&shop.agents[0], "doomed")?;
+    shop.cluster.write(
+        "other.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: other, namespace: shop}\nspec: \
+         {clusterIP: 10.96.0.77, ports: [{port: 80, protocol: UDP}]}\n",
+    )?;
+    uplink(&shop.cluster.nodes[0].netns)?;
+    let to = "10.96.0.77:80".parse()?;
+    let refused = || udp_ask(&shop.client.netns, to).is_err_and(|it| it.to_string().contains("refused"));
+    poll(Duration::from_secs(3), "the other service is there", || refused().then_some(()))?;
+    ensure!(footprint(&shop.agents[0])?.len() >= before.len() + 6, "pod, service and uplink are there");
     for agent in &mut shop.agents {
         agent.kill()?;
     }
     shop.publish(|index| (index == 1).then_some(Condition::Ready))?;
-    // A machine that loses power while no agent runs takes its pods with it.
+    std::fs::remove_file(shop.cluster.objects().join("other.yaml"))?;
+    shop.cluster.nodes[0].netns.ip("link del eth1")?;
+    // A pod whose namespace goes, without a DEL.
     doomed.netns.ip("link del eth0")?;
     for agent in &mut shop.agents {
         agent.restart()?;
@@ -120,6 +205,9 @@ fn what_changed_while_no_agent_ran_is_in_effect_after_the_start() -> Result<()> 
             assert_eq!(get(&shop.client.netns, cluster_address(v6))?.0, "b1");
         }
     }
+    shop.publish(|_| Some(Condition::Ready))?;
+    shop.wait_for_backends(2)?;
+    assert_eq!(footprint(&shop.agents[0])?, before, "nothing of pod, service and uplink is left");
     Ok(())
 }
 
@@ -184,7 +272,11 @@ fn a_second_agent_on_a_node_is_refused_and_says_why() -> Result<()> {
     shop.agents[0].view("status").map(drop)
 }
 
-/// What a node has that could be ours: interfaces, routes, programs.
+/// Every network namespace has these.
+const RULES: [&str; 3] =
+    ["0:\tfrom all lookup local", "32766:\tfrom all lookup main", "32767:\tfrom all lookup default"];
+
+/// What a node has that could be ours: interfaces, routes, rules, programs, filters.
 fn traces(node: &Netns) -> Result<String> {
     Ok([
         node.run("ip -o link show")?
@@ -197,6 +289,9 @@ fn traces(node: &Netns) -> Result<String> {
         attached(node, "lo")?.join("\n"),
         node.run("tc qdisc show dev eth0")?.lines().filter(|it| it.contains("clsact")).collect(),
         node.run("nft list ruleset")?,
+        node.run("iptables-save")?,
+        node.run("ip6tables-save")?,
+        node.run("ip rule")?.lines().filter(|it| !RULES.contains(&it.trim())).collect(),
     ]
     .concat())
 }
@@ -204,18 +299,30 @@ fn traces(node: &Netns) -> Result<String> {
 #[test]
 fn uninstall_leaves_nothing_with_tcx_and_with_clsact() -> Result<()> {
     for arguments in [vec![], vec!["--force-clsact".to_owned()]] {
-        let options = portolan_tests::lab::AgentOptions { install_cni: true, arguments };
+        let options = AgentOptions { install_cni: true, arguments };
         let mut shop = Shop::open_with(&[0, 1], &options)?;
         let node = &shop.cluster.nodes[0].netns;
         ensure!(!traces(node)?.is_empty(), "there is something to remove");
         let (conf, bin) = (shop.agents[0].directory().join("net.d"), shop.agents[0].directory().join("bin"));
         ensure!(files(&conf) == 1 && files(&bin) == 1, "the plugin and its configuration are installed");
-        ensure!(shop.agents[0].pins().exists(), "tables are pinned");
+        let objects = kernel_objects(&shop.agents[0])?;
+        ensure!(!objects.is_empty(), "tables are pinned");
+        let refused = shop.agents[0].uninstall_command()?.output()?;
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(refused.status.code() == Some(1) && text.contains("stop it first"), "{text}");
+        get(&shop.client.netns, cluster_address(false))
+            .context("an uninstall that was refused changes nothing")?;
         for _ in 0..2 {
             shop.agents[0].uninstall()?;
             assert_eq!(traces(node)?, "");
             ensure!(files(&conf) == 0 && files(&bin) == 0, "the plugin is left");
             ensure!(!shop.agents[0].pins().exists(), "pins are left");
+        }
+        // The kernel frees tables and links some time after the last user has gone.
+        for object in objects {
+            let gone =
+                || (!Command::new("bpftool").args(&object).output().ok()?.status.success()).then_some(());
+            poll(Duration::from_secs(10), &format!("{object:?} is freed"), gone)?;
         }
     }
     Ok(())
@@ -225,21 +332,81 @@ fn files(directory: &Path) -> usize {
     std::fs::read_dir(directory).map_or(0, Iterator::count)
 }
 
-#[test]
-fn an_uplink_that_comes_back_is_attached_again() -> Result<()> {
-    let shop = Shop::open(&[1])?;
-    let node = &shop.cluster.nodes[0].netns;
+/// Makes another uplink and waits until it is attached.
+fn uplink(node: &Netns) -> Result<()> {
     node.ip("link add eth1 type veth peer name x1")?;
     node.ip("link set eth1 up")?;
     node.ip("route add default dev eth1 metric 500")?;
-    let programs = |name: &str| attached(node, name).map(|list| list.len());
-    poll(Duration::from_secs(5), "the new uplink is attached", || {
-        (programs("eth1").ok()? == 2).then_some(())
-    })?;
+    let both = || (attached(node, "eth1").ok()?.len() == 2).then_some(());
+    poll(Duration::from_secs(5), "the new uplink is attached", both)
+}
+
+#[test]
+fn an_uplink_that_comes_back_is_attached_again() -> Result<()> {
+    let mut shop = Shop::open(&[1])?;
+    let node = &shop.cluster.nodes[0].netns;
+    uplink(node)?;
+    node.ip("link del eth1")?;
+    uplink(node)?;
+    // Also when nobody saw it go and come.
+    shop.agents[0].kill()?;
     node.ip("link del eth1")?;
     node.ip("link add eth1 type veth peer name x1")?;
     node.ip("link set eth1 up")?;
     node.ip("route add default dev eth1 metric 500")?;
-    poll(Duration::from_secs(5), "it is attached again", || (programs("eth1").ok()? == 2).then_some(()))?;
+    assert_eq!(attached(node, "eth1")?.len(), 0);
+    shop.agents[0].restart()?;
+    assert_eq!(attached(node, "eth1")?.len(), 2);
+    Ok(())
+}
+
+/// Ids of everything that is pinned, as the options of bpftool that show it.
+fn kernel_objects(agent: &Agent) -> Result<Vec<[String; 4]>> {
+    let id = |kind: &str, path: &Path| -> Result<[String; 4]> {
+        let text = run(Command::new("bpftool").args(["-j", kind, "show", "pinned"]).arg(path))?;
+        let shown: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+        Ok([kind.to_owned(), "show".to_owned(), "id".to_owned(), shown["id"].to_string()])
+    };
+    let in_directory = |kind, directory: &Path| -> Result<Vec<_>> {
+        let entries = std::fs::read_dir(directory)?.flatten().map(|entry| entry.path());
+        entries.filter(|path| path.is_file()).map(|path| id(kind, &path)).collect()
+    };
+    let links = agent.pins().join("links");
+    let links = if links.exists() { in_directory("link", &links)? } else { Vec::new() };
+    Ok([in_directory("map", agent.pins())?, links].concat())
+}
+
+#[test]
+fn a_restart_keeps_every_table_and_every_link() -> Result<()> {
+    let mut shop = Shop::open(&[0])?;
+    let before = kernel_objects(&shop.agents[0])?;
+    ensure!(before.len() > 20, "tables and links: {before:?}");
+    shop.agents[0].restart()?;
+    assert_eq!(kernel_objects(&shop.agents[0])?, before);
+    Ok(())
+}
+
+#[test]
+fn a_table_that_is_lost_or_of_another_shape_is_told_of_and_traffic_goes_on() -> Result<()> {
+    let mut shop = Shop::open(&[0, 1])?;
+    let clients = Clients::start(&shop)?;
+    let before = footprint(&shop.agents[0])?;
+    let table = shop.agents[0].pins().join("SERVICES_ALL");
+    shop.agents[0].kill()?;
+    std::fs::remove_file(&table)?;
+    let wrong = ["type", "hash", "key", "4", "value", "4", "entries", "1", "name", "wrong"];
+    run(Command::new("bpftool").args(["map", "create"]).arg(&table).args(wrong))?;
+    let refused = shop.agents[0].second()?;
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{text}");
+    let advice = format!("remove {} and start again", table.display());
+    ensure!(text.contains("table SERVICES_ALL has") && text.contains(&advice), "{text}");
+    serve_for_a_while(&shop).context("after a start that was refused")?;
+    clients.finish()?;
+    // The advice is good.
+    std::fs::remove_file(&table)?;
+    shop.agents[0].restart()?;
+    serve_for_a_while(&shop).context("with a table that was lost")?;
+    assert_eq!(footprint(&shop.agents[0])?, before);
     Ok(())
 }

@@ -186,6 +186,12 @@ impl Agent {
         &self.pins
     }
 
+    /// Its process, while it runs.
+    #[must_use]
+    pub fn process(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Everything it logged.
     #[must_use]
     pub fn log(&self) -> String {
@@ -208,6 +214,21 @@ impl Agent {
         Ok(())
     }
 
+    /// Asks it to end, as a service manager does; how it ended.
+    ///
+    /// # Errors
+    /// It does not run, or does not end within 10 s.
+    pub fn terminate(&mut self) -> Result<std::process::ExitStatus> {
+        let mut child = self.child.take().context("the agent does not run")?;
+        run(Command::new("kill").args(["-TERM", &child.id().to_string()]))?;
+        let ended = poll(Duration::from_secs(10), "the agent ends", || child.try_wait().ok().flatten());
+        if ended.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        ended
+    }
+
     /// Starts it again with the same arguments.
     ///
     /// # Errors
@@ -223,11 +244,19 @@ impl Agent {
     /// Something could not be removed.
     pub fn uninstall(&mut self) -> Result<String> {
         self.kill()?;
+        run(&mut self.uninstall_command()?)
+    }
+
+    /// The command of [`uninstall`](Self::uninstall), to be run by the caller.
+    ///
+    /// # Errors
+    /// The binary is not built.
+    pub fn uninstall_command(&self) -> Result<Command> {
         let mut command = self.view_command("uninstall")?;
         command.arg("--state-dir").arg(self.directory.join("state"));
         command.arg("--cni-conf-dir").arg(self.directory.join("net.d"));
         command.arg("--cni-bin-dir").arg(self.directory.join("bin"));
-        run(&mut command)
+        Ok(command)
     }
 }
 

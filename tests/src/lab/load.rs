@@ -213,3 +213,66 @@ impl LongLived {
         self.0.finish()
     }
 }
+
+/// One UDP flow that counts its datagrams; every one has to be answered, always by the same server.
+#[derive(Debug)]
+pub struct Datagrams(Running);
+
+impl Datagrams {
+    /// Longest wait for an answer: datagrams are not sent again.
+    const PATIENCE: Duration = Duration::from_secs(2);
+
+    /// Starts sending; returns after the first answer.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn start(netns: &Netns, to: SocketAddr, pause: Duration) -> Result<Self> {
+        let open = move || -> Result<(UdpSocket, String)> {
+            let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.connect(to)?;
+            socket.set_read_timeout(Some(Self::PATIENCE))?;
+            let first = Self::ask(&socket, 0).with_context(|| format!("asking {to}"))?;
+            Ok((socket, first))
+        };
+        let (socket, first) = netns.enter(open)??;
+        Ok(Self(Running::start(netns, move |stop| {
+            let mut tally = Tally::default();
+            for number in 1.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                match Self::ask(&socket, number) {
+                    Ok(server) if server == first => *tally.by_server.entry(server).or_default() += 1,
+                    Ok(server) => tally.failures.push(format!("{first} became {server}")),
+                    Err(error) => tally.failures.push(format!("datagram {number} to {to}: {error:#}")),
+                }
+                std::thread::sleep(pause);
+            }
+            tally
+        })?))
+    }
+
+    /// Sends one datagram; who answered it.
+    fn ask(socket: &UdpSocket, number: u32) -> Result<String> {
+        socket.send(number.to_string().as_bytes()).context("sending")?;
+        let mut buffer = [0; 512];
+        loop {
+            let len = socket.recv(&mut buffer).context("receiving")?;
+            let text = String::from_utf8_lossy(&buffer[..len]);
+            let words: Vec<&str> = text.split(' ').collect();
+            match *words.as_slice() {
+                [server, _, echoed] if echoed.parse() == Ok(number) => return Ok(server.to_owned()),
+                // An answer that came after all, to a datagram that was given up.
+                [_, _, _] => {}
+                _ => bail!("answered by {text:?}"),
+            }
+        }
+    }
+
+    /// Stops and tells.
+    #[must_use]
+    pub fn finish(mut self) -> Tally {
+        self.0.finish()
+    }
+}

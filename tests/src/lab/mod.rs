@@ -4,7 +4,10 @@
 //! to the machine's own interfaces.
 
 mod agent;
+mod capture;
 mod cluster;
+mod containerd;
+mod frames;
 mod load;
 mod netns;
 mod pod;
@@ -13,10 +16,13 @@ mod shop;
 mod web;
 
 pub use agent::{Agent, AgentOptions};
+pub use capture::Capture;
 pub use cluster::{Cluster, NODE_ADDRESSES, Node, SERVICE_ADDRESSES};
-pub use load::{Load, LongLived, Tally, get, udp_ask};
+pub use containerd::{Container, Containerd};
+pub use frames::Frames;
+pub use load::{Datagrams, Load, LongLived, Tally, get, udp_ask};
 pub use netns::Netns;
-pub use pod::Pod;
+pub use pod::{Pod, operate};
 pub use process::{binary, poll, run};
 pub use shop::{
     Backend, CLUSTER_ADDRESSES, Condition, NODE_PORT, PORT, Shop, cluster_address, node_address,

@@ -30,9 +30,17 @@ impl Pod {
     /// # Errors
     /// The plugin says why.
     pub fn add(agent: &Agent, name: &str) -> Result<Self> {
+        Self::add_to(agent, name, Netns::new(name)?)
+    }
+
+    /// As [`add`](Self::add), in a namespace that is there already.
+    ///
+    /// # Errors
+    /// The plugin says why; the namespace is gone then.
+    pub fn add_to(agent: &Agent, name: &str, netns: Netns) -> Result<Self> {
         let mut pod = Self {
             name: name.to_owned(),
-            netns: Netns::new(name)?,
+            netns,
             addresses: Vec::new(),
             socket: agent.socket(),
             state: agent.directory().join("state"),
@@ -97,4 +105,29 @@ impl Drop for Pod {
             eprintln!("deleting pod {}: {error:#}", self.name);
         }
     }
+}
+
+/// Calls the plugin for no pod: GC and STATUS. `extra` is merged into the configuration.
+///
+/// # Errors
+/// It cannot be started.
+pub fn operate(agent: &Agent, command: &str, extra: &Value) -> Result<Output> {
+    let mut config = json!({
+        "cniVersion": "1.1.0", "name": "portolan", "type": "portolan-cni",
+        "portolan": { "socket": agent.socket(), "stateDir": agent.directory().join("state") },
+    });
+    for (key, value) in extra.as_object().into_iter().flatten() {
+        config[key] = value.clone();
+    }
+    let mut child = std::process::Command::new(binary("portolan-cni")?)
+        .env_clear()
+        .env("CNI_COMMAND", command)
+        .env("CNI_PATH", "/opt/cni/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("starting the CNI plugin")?;
+    child.stdin.take().context("the plugin has no input")?.write_all(config.to_string().as_bytes())?;
+    Ok(child.wait_with_output()?)
 }

@@ -29,7 +29,19 @@ impl WebServer {
     /// The port is taken.
     pub fn start(netns: &Netns, port: u16, name: &str) -> Result<Self> {
         let listener = netns.enter(move || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))?;
-        let listener = listener.with_context(|| format!("listening on port {port}"))?;
+        Self::serve(listener.with_context(|| format!("listening on port {port}"))?, name)
+    }
+
+    /// As [`start`](Self::start), in the namespace of this process.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub fn start_here(port: u16, name: &str) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port));
+        Self::serve(listener.with_context(|| format!("listening on port {port}"))?, name)
+    }
+
+    fn serve(listener: TcpListener, name: &str) -> Result<Self> {
         listener.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (flag, name) = (Arc::clone(&stop), name.to_owned());
