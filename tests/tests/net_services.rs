@@ -273,16 +273,22 @@ fn a_large_upload_survives_an_uplink_that_became_narrower() -> Result<()> {
     shop.client.netns.run("ethtool -K eth0 tso off gso off")?;
     for v6 in FAMILIES {
         for (who, netns, to) in [
-            ("pod direct", &shop.client.netns, SocketAddr::new(shop.backends[0].pod.address(v6),8080)),
-            ("host direct", &shop.cluster.nodes[0].netns, SocketAddr::new(shop.backends[0].pod.address(v6),8080)),
+            ("pod direct", &shop.client.netns, SocketAddr::new(shop.backends[0].pod.address(v6), 8080)),
+            (
+                "host direct",
+                &shop.cluster.nodes[0].netns,
+                SocketAddr::new(shop.backends[0].pod.address(v6), 8080),
+            ),
             ("a pod", &shop.client.netns, cluster_address(v6)),
             ("the host", &shop.cluster.nodes[0].netns, cluster_address(v6)),
         ] {
-            let dev = if who.contains("host") {"portolan0"} else {"eth0"};
+            let dev = if who.contains("host") { "portolan0" } else { "eth0" };
             let cap = Capture::start(netns, dev, "icmp or icmp6 or tcp")?;
             let r = upload(netns, to, &shop.backends[0].pod.netns);
             eprintln!("{who} {v6}: {r:?}");
-            for p in cap.packets()?.iter().take(14) { eprintln!("   {p}"); }
+            for p in cap.packets()?.iter().take(14) {
+                eprintln!("   {p}");
+            }
             eprintln!("{}", shop.agents[0].view("drop list")?);
             let Ok(came) = r else { continue };
             assert_eq!(came, 1 << 20, "{who}: {to}");

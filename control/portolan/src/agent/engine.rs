@@ -1,5 +1,6 @@
 //! Objects in, tables and routes out.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,7 +9,7 @@ use ipnetwork::IpNetwork;
 use portolan_abi::{Config, Words};
 use portolan_apply::Applier;
 use portolan_core::{V4, V6};
-use portolan_model as model;
+use portolan_model::{self as model, ServiceKey};
 use portolan_node::attach::Interface;
 use portolan_node::link::{Event, Links, RouteReport, SERVICE_DEVICE, ServiceSources, Watch};
 use portolan_node::maps::NodeFamily;
@@ -251,6 +252,26 @@ impl Engine {
                 Ok(_) => {}
                 Err(err) => tracing::error!(%err, "collecting flows"),
             }
+        });
+    }
+
+    /// Tries again what did not fit or could not be written: others may have made room.
+    pub(super) fn retry(&self) {
+        tokio::task::block_in_place(|| {
+            let mut core = self.shared.core();
+            let refused: HashSet<ServiceKey> = core.refused.iter().map(|it| it.service.clone()).collect();
+            let services: Vec<_> = (!refused.is_empty())
+                .then(|| core.planner.desired())
+                .into_iter()
+                .flatten()
+                .filter(|(key, _)| refused.contains(*key))
+                .map(|(key, plan)| (key.clone(), Some(Arc::clone(plan))))
+                .collect();
+            if !services.is_empty() {
+                apply(&mut core, &Changes { services, ..Changes::default() });
+            }
+            let settled = core.applier.settle();
+            note(&mut core, "grace", settled.map_err(Into::into));
         });
     }
 
