@@ -92,7 +92,7 @@ fn a_client_with_affinity_moves_on_when_its_backend_leaves() -> Result<()> {
 
 #[test]
 fn load_balancer_source_ranges_admit_only_whom_they_name() -> Result<()> {
-    let shop = Shop::open(&[0])?;
+    let mut shop = Shop::open(&[0])?;
     change(&shop, "  loadBalancerSourceRanges: [203.0.113.128/25, \"2001:db8:c:1::/64\"]\n")?;
     for v6 in FAMILIES {
         is_silent(&shop.cluster.client, public_address(v6))?;
@@ -102,6 +102,8 @@ fn load_balancer_source_ranges_admit_only_whom_they_name() -> Result<()> {
         get(&shop.client.netns, cluster_address(v6))?;
     }
     change(&shop, "  loadBalancerSourceRanges: [203.0.113.0/28, \"2001:db8:c::/64\", 10.244.0.0/16]\n")?;
+    // What is in the tables is taken over as it is by the next agent.
+    shop.agents[0].restart()?;
     for v6 in FAMILIES {
         get(&shop.cluster.client, public_address(v6))?;
     }

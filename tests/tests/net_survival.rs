@@ -410,3 +410,25 @@ fn a_table_that_is_lost_or_of_another_shape_is_told_of_and_traffic_goes_on() -> 
     assert_eq!(footprint(&shop.agents[0])?, before);
     Ok(())
 }
+
+#[test]
+fn an_uplink_with_a_dot_in_its_name_stays_attached_over_a_restart() -> Result<()> {
+    let mut shop = Shop::open(&[0])?;
+    let node = shop.cluster.nodes[0].netns.path();
+    let ip = |line: &str| -> Result<()> {
+        let mut command = std::process::Command::new("nsenter");
+        command.arg(format!("--net={node}")).arg("ip").args(line.split_whitespace());
+        portolan_tests::lab::run(&mut command).map(drop)
+    };
+    // As VLANs are named.
+    ip("link add eth0.100 type veth peer name x1")?;
+    ip("link set eth0.100 up")?;
+    ip("route add default dev eth0.100 metric 500")?;
+    for round in 0..2 {
+        let both = || (attached(&shop.cluster.nodes[0].netns, "eth0.100").ok()?.len() == 2).then_some(());
+        poll(Duration::from_secs(5), &format!("the uplink is attached, round {round}"), both)?;
+        shop.agents[0].restart()?;
+    }
+    assert_eq!(attached(&shop.cluster.nodes[0].netns, "eth0.100")?.len(), 2, "after the last restart");
+    Ok(())
+}

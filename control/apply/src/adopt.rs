@@ -66,9 +66,9 @@ fn backends<F: NodeFamily>(state: &mut FamilyState<F>, tables: &FamilyTables<F>)
         state.indexes.reserve(index);
         let key = (record.addr, record.port);
         if let Some(twin) = state.backends.insert(key, Use { index, uses: 0 }) {
-            // An agent that died between taking one index and giving the other back. One is enough; flows know
-            // the address, not only the index.
-            state.indexes.give(twin.index);
+            // An agent that died between taking one index and giving the other back. One is enough, but rings may name
+            // both until every service has got its own.
+            state.twins.push(twin.index);
         }
     }
 }

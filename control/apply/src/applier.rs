@@ -7,7 +7,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use portolan_abi::{Config, Ring, Service};
 use portolan_core::{V4, V6};
-use portolan_model::{Family, ServiceKey};
+use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::grace::{self, Resting};
 use portolan_node::{MapError, Tables};
 use portolan_plan::{ServicePlan, ServicePort};
@@ -218,6 +218,8 @@ impl Applier {
     /// # Errors
     /// The kernel refuses to wait.
     pub fn settle(&mut self) -> Result<(), ApplyError> {
+        // What could not be written before: indexes that a frontend still names must not be used again.
+        self.flush()?;
         if self.resting.is_empty() && self.outdated.is_empty() {
             return Ok(());
         }
@@ -260,7 +262,10 @@ impl Applier {
             self.resting.add(Retired::Service(index));
             self.stale.insert(index);
         }
-        // What was remembered before this agent started may be of any service.
+        // Flows and memories of before this agent started may be of any service and any backend.
+        let udp = self.installed.values().flat_map(Installed::ports);
+        let udp = udp.filter(|(port, _)| port.name.protocol == Protocol::Udp).map(|(_, slot)| slot.index);
+        self.stale.extend(udp);
         self.outdate_all()?;
         for ring in self.rings.unused() {
             self.resting.add(Retired::Ring(ring));
@@ -286,6 +291,11 @@ impl Applier {
             backends_v4: backends(self.v4.indexes.used(), self.tables.v4.backends.len()),
             backends_v6: backends(self.v6.indexes.used(), self.tables.v6.backends.len()),
         }
+    }
+
+    /// Everything installed.
+    pub fn plans(&self) -> impl Iterator<Item = (&ServiceKey, &ServicePlan)> {
+        self.installed.iter().map(|(key, installed)| (key, &*installed.plan))
     }
 
     /// Everything installed, with its counters.

@@ -53,17 +53,20 @@ impl Applier {
         old: Option<&Installed>,
         plan: &Arc<ServicePlan>,
     ) -> Result<Vec<(Slot, bool)>, Full> {
-        let frontends = |family| -> usize {
-            plan.ports.iter().filter(|port| port.name.family == family).map(|port| port.frontends.len()).sum()
-        };
-        if !self.v4.has_room(frontends(Family::V4)) || !self.v6.has_room(frontends(Family::V6)) {
+        let (mut frontends, mut ranges) = ([0; 2], [0; 2]);
+        for port in &plan.ports {
+            let at = usize::from(port.name.family == Family::V6);
+            frontends[at] += if at == 0 { self.v4.missing(port) } else { self.v6.missing(port) };
+            ranges[at] += port.sources.as_ref().map_or(0, Vec::len);
+        }
+        for port in old.iter().flat_map(|old| &old.plan.ports) {
+            let at = usize::from(port.name.family == Family::V6);
+            ranges[at] = ranges[at].saturating_sub(port.sources.as_ref().map_or(0, Vec::len));
+        }
+        if !self.v4.has_room(frontends[0]) || !self.v6.has_room(frontends[1]) {
             return Err(Full("frontends"));
         }
-        let ranges = |family| -> usize {
-            let ports = plan.ports.iter().filter(|port| port.name.family == family);
-            ports.filter_map(|port| port.sources.as_ref()).map(Vec::len).sum()
-        };
-        if !self.v4.sources.has_room(ranges(Family::V4)) || !self.v6.sources.has_room(ranges(Family::V6)) {
+        if !self.v4.sources.has_room(ranges[0]) || !self.v6.sources.has_room(ranges[1]) {
             return Err(Full("sources"));
         }
         let mut made: Vec<(Slot, bool)> = Vec::with_capacity(plan.ports.len());
@@ -146,17 +149,21 @@ impl Applier {
         if let Some(ring) = self.rings.release(ring, &self.tables.slab) {
             self.resting.add(Retired::Ring(ring));
         }
-        match family {
-            Family::V4 => {
-                for index in self.v4.release(set) {
-                    self.resting.add(Retired::BackendV4(index));
-                }
-            }
-            Family::V6 => {
-                for index in self.v6.release(set) {
-                    self.resting.add(Retired::BackendV6(index));
-                }
-            }
+        let unused = match family {
+            Family::V4 => self.v4.release(set),
+            Family::V6 => self.v6.release(set),
+        };
+        self.rest(family, unused);
+    }
+
+    /// Lets backends rest that nobody uses any more.
+    fn rest(&mut self, family: Family, unused: Vec<u32>) {
+        let retired = match family {
+            Family::V4 => Retired::BackendV4,
+            Family::V6 => Retired::BackendV6,
+        };
+        for index in unused {
+            self.resting.add(retired(index));
         }
     }
 
@@ -187,9 +194,12 @@ impl Applier {
             if services.read(slot.index).affinity != 0 {
                 self.outdated.insert(slot.index);
             }
-            services.configure(slot.index, flags, affinity);
+            // A policy that allows only this node's backends ends before their ring may get empty, and begins after
+            // it was filled.
+            services.configure(slot.index, services.read(slot.index).flags & flags, affinity);
             services.publish(slot.index, Set::Cluster, slot.cluster);
             services.publish(slot.index, Set::Local, slot.local);
+            services.configure(slot.index, flags, affinity);
         }
         match port.name.family {
             Family::V4 => {
@@ -236,6 +246,6 @@ impl Applier {
 /// A table has no room for a whole service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the table of {0} is full: raise its size (`portolan agent --{0}`) and restart the agent with new tables"
+    "the table of {0} is full: run `portolan uninstall --keep-state`, then start the agent with a larger `--{0}`"
 )]
 struct Full(&'static str);

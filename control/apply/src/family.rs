@@ -34,6 +34,8 @@ pub(crate) struct FamilyState<F: NodeFamily> {
     nodes: HashSet<F::Addr, RandomState>,
     pub(crate) backends: Map<(F::Addr, u16), Use>,
     pub(crate) indexes: IndexPool,
+    /// Records found at start that are of an address another one has.
+    pub(crate) twins: Vec<u32>,
     pub(crate) sources: Sources<F>,
 }
 
@@ -81,6 +83,7 @@ where
             nodes: HashSet::default(),
             backends: Map::default(),
             indexes: IndexPool::new(tables.backends.len()),
+            twins: Vec::new(),
             sources: Sources::new(&tables.sources),
         }
     }
@@ -110,9 +113,14 @@ where
         })
     }
 
-    /// Whether that many more frontends fit, each with a mark in the worst case.
+    /// Whether the frontends of a port that are not there yet fit, each with a mark in the worst case, besides `more`.
+    pub(crate) fn missing(&self, port: &ServicePort) -> usize {
+        2 * Self::keys(port).filter(|(key, _)| !self.written.contains_key(key)).count()
+    }
+
+    /// Whether that many more frontends and marks fit.
     pub(crate) fn has_room(&self, more: usize) -> bool {
-        self.written.len() + 2 * more <= self.capacity as usize
+        more == 0 || self.written.len() + more <= self.capacity as usize
     }
 
     /// Makes a port's frontends point to a service.
@@ -194,7 +202,12 @@ where
                 None => gone.push(*key),
             }
         }
-        let result = insert_all(&tables.frontends, &keys, &values);
+        let mut result = insert_all(&tables.frontends, &keys, &values);
+        if matches!(result, Err(MapError::Full { .. })) && !gone.is_empty() {
+            // Break before make, where there is no room for both.
+            tables.frontends.remove_all(&gone).ok();
+            result = insert_all(&tables.frontends, &keys, &values);
+        }
         let result = result.and_then(|()| tables.frontends.remove_all(&gone));
         if result.is_err() {
             // Written again at the next opportunity: all of it is idempotent.
@@ -228,20 +241,20 @@ where
     /// The indexes of backends, each counted as used once more, in the order given; `None` if they do not fit, and
     /// then none is counted.
     pub(crate) fn acquire(&mut self, set: &[BackendAddr], tables: &mut FamilyTables<F>) -> Option<Vec<u32>> {
-        let mut indexes = Vec::with_capacity(set.len());
-        for (at, backend) in set.iter().enumerate() {
-            match self.acquire_one(backend, tables) {
-                Some(index) => indexes.push(index),
-                None => {
-                    // Nothing has seen them yet, so those that are unused again need no rest.
-                    for index in self.release(&set[..at]) {
-                        self.recycle(index, tables);
-                    }
-                    return None;
-                }
-            }
+        // Counted only where it may matter: there are hundred thousands of sets.
+        if (self.indexes.free() as usize) < set.len()
+            && (self.indexes.free() as usize) < self.missing_backends(set)
+        {
+            return None;
         }
-        Some(indexes)
+        set.iter().map(|backend| self.acquire_one(backend, tables)).collect()
+    }
+
+    fn missing_backends(&self, set: &[BackendAddr]) -> usize {
+        let known = |backend: &BackendAddr| {
+            F::of(backend.addr).is_some_and(|addr| self.backends.contains_key(&(addr, backend.port.to_be())))
+        };
+        set.iter().filter(|backend| !known(backend)).count()
     }
 
     fn acquire_one(&mut self, backend: &BackendAddr, tables: &mut FamilyTables<F>) -> Option<u32> {
@@ -298,8 +311,8 @@ where
 
     /// Takes out backends that nobody uses: what was adopted and not wanted again.
     pub(crate) fn unused(&mut self) -> Vec<u32> {
-        let unused: Vec<u32> =
-            self.backends.values().filter(|used| used.uses == 0).map(|used| used.index).collect();
+        let mut unused = std::mem::take(&mut self.twins);
+        unused.extend(self.backends.values().filter(|used| used.uses == 0).map(|used| used.index));
         self.backends.retain(|_, used| used.uses > 0);
         unused
     }

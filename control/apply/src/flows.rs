@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use foldhash::fast::RandomState;
-use portolan_abi::{Flow, FlowKey};
+use portolan_abi::{Flow, FlowKey, exit};
 use portolan_core::conntrack::is_expired;
 use portolan_core::wire::proto;
 use portolan_node::maps::NodeFamily;
@@ -24,12 +24,12 @@ pub struct Collected {
     pub seen: usize,
     /// Entries that were silent for too long, removed.
     pub expired: usize,
-    /// UDP entries whose backend left their service, removed.
+    /// Entries of pods that are gone, and UDP entries whose backend left their service, removed.
     pub stale: usize,
 }
 
 impl Applier {
-    /// Removes flows that are over, and UDP flows whose service lost their backend: a UDP client has no way to
+    /// Removes flows that are over, those of pods that are gone (another may get the address), and UDP flows whose service lost their backend: a UDP client has no way to
     /// learn that nobody listens, so it must not stay with who left.
     ///
     /// # Errors
@@ -65,10 +65,15 @@ fn collect<F: NodeFamily>(
     now: u32,
 ) -> Result<Collected, MapError> {
     let all = family.flows.dump()?;
+    // Listed after the flows: a pod whose flow was listed is in this list, unless it is gone.
+    let pods: HashSet<u32, RandomState> =
+        family.endpoints.dump()?.iter().map(|(_, pod)| pod.ifindex).collect();
     let mut found = Collected { seen: all.len(), ..Collected::default() };
     for (key, flow) in all {
         let expired = is_expired(key.proto, &flow, now);
-        let gone = !expired && stale.contains(&flow.service) && lost_backend(&key, &flow, tables);
+        let lost = || stale.contains(&flow.service) && lost_backend(&key, &flow, tables);
+        let orphan = flow.exit == exit::POD && !pods.contains(&flow.ifindex);
+        let gone = !expired && (orphan || lost());
         if (expired || gone) && remove_unchanged(family, &key, &flow)? {
             found.expired += usize::from(expired);
             found.stale += usize::from(gone);

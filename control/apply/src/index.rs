@@ -45,6 +45,11 @@ impl IndexPool {
         self.returned.insert(index);
     }
 
+    /// How many can be taken.
+    pub(crate) fn free(&self) -> u32 {
+        self.capacity - self.used()
+    }
+
     /// How many are in use or rest.
     pub(crate) fn used(&self) -> u32 {
         self.fresh - self.returned.len() as u32

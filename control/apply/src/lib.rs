@@ -7,6 +7,7 @@
 mod adopt;
 mod affinity;
 mod applier;
+mod audit;
 mod change;
 mod family;
 mod flows;
@@ -15,4 +16,5 @@ mod rings;
 mod sources;
 
 pub use applier::{Applier, ApplyError, Outcome, PortState, Refused, Usage};
+pub use audit::{Difference, audit};
 pub use flows::{Collected, ticks};

@@ -18,6 +18,8 @@ pub enum Query {
     Services,
     /// All [`PodView`]s.
     Pods,
+    /// [`AuditView`]s: one for each difference.
+    Audit,
 }
 
 /// One line of a request.
@@ -37,6 +39,8 @@ pub enum Reply {
     Services(Vec<ServiceView>),
     /// To [`Query::Pods`].
     Pods(Vec<PodView>),
+    /// To [`Query::Audit`].
+    Audit(Vec<AuditView>),
     /// The question was not understood or could not be answered.
     Error(String),
 }
@@ -157,6 +161,18 @@ pub struct BackendView {
     pub local: bool,
     /// Flows opened to it.
     pub flows: u64,
+}
+
+/// Something in the kernel's tables that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditView {
+    /// A frontend or an address.
+    pub place: String,
+    /// What should be there; absent: nothing.
+    pub desired: Option<String>,
+    /// What the kernel has; absent: nothing.
+    pub kernel: Option<String>,
 }
 
 /// A pod of this node.

@@ -100,7 +100,7 @@ outcomes! {
     DROP_NO_NODE_ADDRESS = 27, "no-node-address";
     /// ICMP echo to a service address none of whose services has a backend.
     DROP_ECHO = 28, "echo-no-backend";
-    /// Must stay 0: a table index led nowhere. Restart the agent, which writes all tables anew, and report it.
+    /// Must stay 0: a table index led nowhere. Run `portolan audit` and report it.
     DROP_DANGLING = 29, "dangling-index";
     /// Must stay 0: the kernel refused to change a packet. Report it.
     DROP_KERNEL = 30, "kernel-refused";

@@ -1,7 +1,7 @@
 //! Packets that the data plane sends itself: TCP resets and "port unreachable".
 
 use crate::checksum;
-use crate::wire::{Kind, Packet, proto, split_ports, swap_ports, tcp};
+use crate::wire::{Kind, Packet, proto, swap_ports, tcp};
 use crate::{Address, Family};
 
 /// Bytes of the refused packet's transport header that an ICMP error quotes (RFC 792: 64 bits).
@@ -99,11 +99,4 @@ pub fn awaiting<F: Family>(packet: &Packet<F>) -> u16 {
 #[inline(always)]
 fn pseudo_sum<F: Family>(src: F::Addr, dst: F::Addr, protocol: u8, len: u16) -> u32 {
     src.sum() + dst.sum() + checksum::sum(&[u32::from(protocol).to_be(), u32::from(len).to_be()])
-}
-
-/// The destination port of a packet, host byte order.
-#[inline(always)]
-#[must_use]
-pub fn destination_port(ports: u32) -> u16 {
-    u16::from_be(split_ports(ports).1)
 }

@@ -28,6 +28,14 @@ pub const fn is_closed(bits: u8) -> bool {
     bits & state::RESET != 0 || bits & both == both
 }
 
+/// Whether one side has ended the connection. Nobody opens a connection that is still in use, so a SYN with its
+/// addresses is of another one.
+#[inline(always)]
+#[must_use]
+pub const fn is_ending(bits: u8) -> bool {
+    bits & (state::RESET | state::CLIENT_FIN | state::BACKEND_FIN) != 0
+}
+
 /// How long a flow in this state may be silent, in ticks.
 #[inline(always)]
 #[must_use]

@@ -3,7 +3,7 @@
 use portolan_abi::{Flow, counter, frontend_flag, state};
 
 use crate::answer::Rejection;
-use crate::conntrack::{self, is_closed, is_quiet, next_state};
+use crate::conntrack::{self, is_ending, is_quiet, next_state};
 use crate::icmp::Errand;
 use crate::service::{
     Asked, Choice, choose, forwarded, has_backend, is_admitted, mark, reject, resolve, restore_reply, track,
@@ -212,8 +212,8 @@ pub fn refusal<F: Family, T: Tables<F>, P: Frame>(
     Some((packet, rejection, exit))
 }
 
-/// Whether a packet of a known flow shall be decided on as if it opened it: a client that starts again after the
-/// end, or whose backend is gone. A TCP connection that is neither opened nor closed goes on, whatever became of
+/// Whether a packet of a known flow shall be decided on as if it opened it: a client that starts again after either
+/// side has said that it is done, or whose backend is gone. A TCP connection that is neither opened nor closed goes on, whatever became of
 /// its backend: only the two ends know whether it still answers.
 #[inline(always)]
 fn wants_new_backend<F: Family, T: Tables<F>>(packet: &Packet<F>, flow: &Flow<F::Addr>, tables: &T) -> bool {
@@ -223,7 +223,7 @@ fn wants_new_backend<F: Family, T: Tables<F>>(packet: &Packet<F>, flow: &Flow<F:
     if packet.kind != Kind::Tcp {
         return !has_backend::<F, T>(flow, tables);
     }
-    packet.segment.opens() && (is_closed(flow.state) || !has_backend::<F, T>(flow, tables))
+    packet.segment.opens() && (is_ending(flow.state) || !has_backend::<F, T>(flow, tables))
 }
 
 /// Says no to a port that a service address does not have.

@@ -130,7 +130,16 @@ impl Object {
         }
         let wanted = wanted_sizes(&sizes);
         for (name, size) in &wanted {
-            loader.map_max_entries(name, existing_size(pins, name).unwrap_or(*size));
+            let existing = existing_size(pins, name);
+            if let Some(existing) = existing.filter(|existing| existing != size) {
+                tracing::warn!(
+                    table = name,
+                    size = existing,
+                    wanted = size,
+                    "a table keeps its size while it is pinned: to change it, run `portolan uninstall --keep-state` first"
+                );
+            }
+            loader.map_max_entries(name, existing.unwrap_or(*size));
         }
         let ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
         let mut object = Self { ebpf };

@@ -157,16 +157,20 @@ pub(crate) fn delete_batch<K>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<()>
 /// Elements asked for at once. The kernel wants room for the largest bucket.
 const DUMP: usize = 4096;
 
-/// All elements of a hash table. What changes meanwhile may or may not be among them.
+/// Words of a batch's cursor: a number for hash tables, a whole key for prefix tables.
+const CURSOR: usize = 16;
+
+/// All elements of a hash or prefix table. What changes meanwhile may or may not be among them.
 pub(crate) fn dump<K: Copy, V: Copy>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    const { assert!(size_of::<K>() <= CURSOR * 8) };
     let mut all = Vec::new();
     let mut room = DUMP;
-    let mut cursor = 0u64;
+    let mut cursor = [0u64; CURSOR];
     let mut first = true;
     loop {
         let mut keys = Vec::<K>::with_capacity(room);
         let mut values = Vec::<V>::with_capacity(room);
-        let mut next = 0u64;
+        let mut next = [0u64; CURSOR];
         let fields = Batch {
             cursor_in: if first { 0 } else { (&raw const cursor) as u64 },
             cursor_out: (&raw mut next) as u64,

@@ -1,13 +1,15 @@
 //! Objects in, tables and routes out.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use ipnetwork::IpNetwork;
 use portolan_abi::{Config, Words};
+use portolan_apply::Applier;
 use portolan_core::{V4, V6};
-use portolan_model as model;
+use portolan_model::{self as model, ServiceKey};
 use portolan_node::attach::Interface;
 use portolan_node::link::{Event, Links, RouteReport, SERVICE_DEVICE, ServiceSources, Watch};
 use portolan_node::maps::NodeFamily;
@@ -22,6 +24,9 @@ use crate::metrics::Metrics;
 
 /// Seed of the flow hash. One for all nodes and versions: all have to choose alike.
 const SEED: u32 = 0x706f_7274;
+
+/// Differences that an audit logs at most.
+const LOGGED: usize = 20;
 
 /// Index of `lo`: the first interface of every network namespace.
 const LOOPBACK: u32 = 1;
@@ -248,6 +253,61 @@ impl Engine {
                 Err(err) => tracing::error!(%err, "collecting flows"),
             }
         });
+    }
+
+    /// Tries again what did not fit or could not be written: others may have made room.
+    pub(super) fn retry(&self) {
+        tokio::task::block_in_place(|| {
+            let mut core = self.shared.core();
+            let refused: HashSet<ServiceKey> = core.refused.iter().map(|it| it.service.clone()).collect();
+            let services: Vec<_> = (!refused.is_empty())
+                .then(|| core.planner.desired())
+                .into_iter()
+                .flatten()
+                .filter(|(key, _)| refused.contains(*key))
+                .map(|(key, plan)| (key.clone(), Some(Arc::clone(plan))))
+                .collect();
+            if !services.is_empty() {
+                apply(&mut core, &Changes { services, ..Changes::default() });
+            }
+            let settled = core.applier.settle();
+            note(&mut core, "grace", settled.map_err(Into::into));
+        });
+    }
+
+    /// Compares the kernel's tables with what they should be, and writes them anew if they differ.
+    pub(super) fn audit(&self) {
+        tokio::task::block_in_place(|| {
+            let mut core = self.shared.core();
+            if !core.synced {
+                return;
+            }
+            match core.audit() {
+                Ok(differences) if differences.is_empty() => {}
+                Ok(differences) => {
+                    for difference in differences.iter().take(LOGGED) {
+                        tracing::error!(?difference, "somebody changed a table");
+                    }
+                    let repaired = self.repair(&mut core);
+                    let count = differences.len();
+                    tracing::warn!(count, ok = repaired.is_ok(), "tables were written anew");
+                    note(&mut core, "repair", repaired);
+                }
+                Err(err) => note(&mut core, "audit", Err(err.into())),
+            }
+        });
+    }
+
+    /// As after a restart: takes the tables over as they are and brings them to the plan.
+    fn repair(&self, core: &mut Core) -> anyhow::Result<()> {
+        core.applier.settle()?;
+        core.applier = Applier::open(self.programs.object().tables()?)?;
+        let node = core.planner.node();
+        core.applier.set_node(self.config(node), &node.addresses)?;
+        let all: Vec<_> =
+            core.planner.desired().map(|(key, plan)| (key.clone(), Some(Arc::clone(plan)))).collect();
+        core.refused = core.applier.apply(&all)?.refused;
+        Ok(core.applier.sweep()?)
     }
 
     /// After a change is visible: what it took out of use becomes available again.

@@ -39,6 +39,9 @@ pub use uninstall::{UninstallOptions, uninstall};
 /// How often flows that are over are looked for.
 const COLLECT: Duration = Duration::from_secs(15);
 
+/// How often the kernel's tables are compared with what they should be.
+const AUDIT: Duration = Duration::from_secs(60);
+
 /// MTU while no uplink is known: Ethernet's.
 const DEFAULT_MTU: u32 = 1500;
 
@@ -59,6 +62,12 @@ pub fn run(options: Options, global: &Global) -> anyhow::Result<ExitCode> {
 
 async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let features = probe(&options, &global)?;
+    // Bound now, so that a second agent or a taken port is found before anything is changed; served once the
+    // node is ready.
+    let mut listener = Some(socket::bind(&global.socket)?);
+    let mut http = Some(TcpListener::bind(options.metrics).await.with_context(|| {
+        format!("listening on {} for metrics: choose another --metrics", options.metrics)
+    })?);
     let links = Links::new().context("opening netlink in the node's network namespace")?;
     for change in links.prepare_node(options.node_ports()).await? {
         tracing::info!(path = change.path, from = change.from, to = change.to, "sysctl set");
@@ -81,15 +90,10 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let SourceSpec::Dir(directory) = &options.source;
     let (mut updates, _source) =
         FilesSource::start(directory).with_context(|| format!("watching {}", directory.display()))?;
-    // Bound now, so that a second agent or a taken port is found before anything is changed; served once the
-    // node is ready.
-    let mut listener = Some(socket::bind(&global.socket)?);
-    let mut http = Some(TcpListener::bind(options.metrics).await.with_context(|| {
-        format!("listening on {} for metrics: choose another --metrics", options.metrics)
-    })?);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut collect = tokio::time::interval(COLLECT);
+    let mut audit = tokio::time::interval(AUDIT);
     loop {
         tokio::select! {
             update = updates.recv() => match update {
@@ -97,7 +101,11 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
                 None => bail!("the source of objects has ended"),
             },
             event = events.next() => engine.link_event(event?).await,
-            _ = collect.tick() => engine.collect(),
+            _ = collect.tick() => {
+                engine.retry();
+                engine.collect();
+            }
+            _ = audit.tick() => engine.audit(),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }

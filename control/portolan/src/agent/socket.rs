@@ -114,5 +114,9 @@ fn reply(line: &str, network: &Network, shared: &Shared) -> Reply {
         Query::Status => Reply::Status(Box::new(views::status(shared, network))),
         Query::Services => Reply::Services(views::services(shared)),
         Query::Pods => Reply::Pods(views::pods(network)),
+        Query::Audit => match views::audit(shared) {
+            Ok(differences) => Reply::Audit(differences),
+            Err(err) => Reply::Error(format!("reading the tables: {err}")),
+        },
     }
 }

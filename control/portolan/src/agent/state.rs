@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use portolan_apply::{Applier, Refused};
-use portolan_model::Store;
-use portolan_node::Mode;
+use portolan_apply::{Applier, Difference, Refused};
+use portolan_model::{ServiceKey, Store};
+use portolan_node::{MapError, Mode};
 use portolan_plan::{Condition, Planner};
 
 /// From objects to tables. One lock: whoever holds it sees all three agree.
@@ -27,6 +27,17 @@ pub(super) struct Core {
     pub(super) synced: bool,
     pub(super) last_sync: Duration,
     pub(super) syncs: u64,
+}
+
+impl Core {
+    /// Compares the kernel's tables with the plan; with what is installed for services that were refused.
+    pub(super) fn audit(&self) -> Result<Vec<Difference>, MapError> {
+        let refused = |key: &ServiceKey| self.refused.iter().any(|it| it.service == *key);
+        let planned = self.planner.desired().map(|(key, plan)| (key, &**plan));
+        let kept = self.applier.plans().filter(|(key, _)| refused(key));
+        let wanted = planned.filter(|(key, _)| !refused(key)).chain(kept);
+        portolan_apply::audit(self.applier.tables(), wanted, &self.planner.node().addresses)
+    }
 }
 
 /// What all parts of the agent share.

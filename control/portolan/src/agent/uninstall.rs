@@ -47,9 +47,15 @@ pub fn uninstall(options: &UninstallOptions, global: &Global) -> anyhow::Result<
     note("CNI configuration", remove_file(&options.cni_conf_dir.join(CONFLIST)));
     note("CNI plugin", remove_file(&options.cni_bin_dir.join(PLUGIN)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    note("interfaces", runtime.block_on(detach_and_remove(global)));
+    for (what, result) in runtime.block_on(detach_and_remove(global)) {
+        note(what, result);
+    }
     note("pins", remove_directory(&global.pins));
     note("socket", remove_file(&global.socket));
+    // The directories around them, unless others use them.
+    for parent in [global.pins.parent(), global.socket.parent()].into_iter().flatten() {
+        let _ = std::fs::remove_dir(parent);
+    }
     if !options.keep_state {
         note("state", remove_directory(&options.state_dir));
     }
@@ -60,13 +66,29 @@ pub fn uninstall(options: &UninstallOptions, global: &Global) -> anyhow::Result<
     anyhow::bail!("not everything could be removed; mend this and run it again:\n  {}", failures.join("\n  "))
 }
 
-/// Detaches from what stays (uplinks and loopback), removes what is ours.
-async fn detach_and_remove(global: &Global) -> anyhow::Result<()> {
-    let links = Links::new()?;
+/// Detaches from what stays (uplinks and loopback), removes what is ours; how each step went.
+async fn detach_and_remove(global: &Global) -> Vec<(&'static str, anyhow::Result<()>)> {
+    let links = match Links::new() {
+        Ok(links) => links,
+        Err(err) => return vec![("netlink", Err(err.into()))],
+    };
+    let removed = async { links.uninstall().await.context("removing interfaces and routes") };
+    vec![
+        ("programs attached by tcx", detach_tcx(global)),
+        ("programs attached by clsact", detach_clsact(&links, global).await),
+        ("interfaces", removed.await),
+    ]
+}
+
+fn detach_tcx(global: &Global) -> anyhow::Result<()> {
     let tcx = Attacher::new(Mode::Tcx, &global.pins);
     for name in tcx.attached()? {
         tcx.detach(&name)?;
     }
+    Ok(())
+}
+
+async fn detach_clsact(links: &Links, global: &Global) -> anyhow::Result<()> {
     let clsact = Attacher::new(Mode::Clsact, &global.pins);
     for interface in links.interfaces().await? {
         let ours = interface.name == SERVICE_DEVICE || interface.name.starts_with("ptl");
@@ -75,7 +97,7 @@ async fn detach_and_remove(global: &Global) -> anyhow::Result<()> {
             links.remove_empty_clsact(interface.ifindex).await?;
         }
     }
-    links.uninstall().await.context("removing interfaces and routes")
+    Ok(())
 }
 
 fn remove_file(path: &Path) -> anyhow::Result<()> {

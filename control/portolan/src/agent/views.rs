@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use portolan_node::Mode;
+use portolan_node::{MapError, Mode};
 use portolan_plan::{Scope, ServicePort};
 
 use super::network::{Network, mac_of, mac_text};
 use super::state::{Core, Shared};
-use crate::api::{BackendView, CidrView, FrontendView, PodView, PortView, ServiceView, Status};
-use portolan_apply::PortState;
+use crate::api::{AuditView, BackendView, CidrView, FrontendView, PodView, PortView, ServiceView, Status};
+use portolan_apply::{Difference, PortState};
 
 pub(super) fn status(shared: &Shared, network: &Network) -> Status {
     let core = shared.core();
@@ -137,6 +137,14 @@ fn port_view(port: &ServicePort, state: &PortState) -> PortView {
         external_local: port.external_local,
         affinity: port.affinity,
     }
+}
+
+/// What of the kernel's tables is not as the objects want it.
+pub(super) fn audit(shared: &Shared) -> Result<Vec<AuditView>, MapError> {
+    let differences = shared.core().audit()?.into_iter();
+    Ok(differences
+        .map(|Difference { place, desired, kernel }| AuditView { place, desired, kernel })
+        .collect())
 }
 
 /// All pods of this node, by attachment.

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::api::{PodView, Query, Reply, Request, ServiceView, Status};
+use crate::api::{AuditView, PodView, Query, Reply, Request, ServiceView, Status};
 
 /// Time for each read and write. The agent answers in milliseconds, also with ten thousands of services.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -90,6 +90,14 @@ pub(super) fn pods(socket: &Path) -> Result<Vec<PodView>, AskError> {
     }
 }
 
+/// What of the kernel's tables is not as it should be.
+pub(super) fn audit(socket: &Path) -> Result<Vec<AuditView>, AskError> {
+    match ask(socket, Query::Audit)? {
+        Reply::Audit(differences) => Ok(differences),
+        other => Err(unexpected(&other)),
+    }
+}
+
 fn ask(socket: &Path, query: Query) -> Result<Reply, AskError> {
     let line = exchange(socket, &Request { query }).map_err(|error| explain(socket, error))?;
     match serde_json::from_str(&line) {
@@ -130,6 +138,7 @@ fn unexpected(reply: &Reply) -> AskError {
         Reply::Status(_) => "a status",
         Reply::Services(_) => "services",
         Reply::Pods(_) => "pods",
+        Reply::Audit(_) => "an audit",
         Reply::Error(_) => "an error",
     };
     AskError::Unexpected { what: format!("it sent {what}, which nobody asked for") }

@@ -56,13 +56,14 @@ mod tests {
 
     #[test]
     fn every_view_comes_as_table_json_or_yaml() {
-        let commands: [&[&str]; 7] = [
+        let commands: [&[&str]; 8] = [
             &["status"],
             &["service", "list"],
             &["service", "show", "web"],
             &["pod", "list"],
             &["flow", "list"],
             &["drop", "list"],
+            &["audit"],
             &["explain", "10.0.0.1", "10.96.0.10:80"],
         ];
         for command in commands {

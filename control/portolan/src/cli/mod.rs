@@ -3,6 +3,7 @@
 //! Every view is made in two steps: a value that `-o json` and `-o yaml` print as it is, and a pure function from
 //! that value to text.
 
+mod audit;
 mod client;
 mod completion;
 mod drops;
@@ -65,6 +66,10 @@ pub enum Command {
     /// Look at what became of packets, and why some were dropped; works while no agent runs
     #[command(subcommand)]
     Drop(drops::Command),
+    /// Compare the kernel's tables with what the objects want; exits with 1 if they differ
+    #[command(after_help = "The agent does the same every minute and writes tables that differ anew.\n\n\
+        Example:\n  portolan audit -o json")]
+    Audit(Output),
     /// Tell what would become of a packet, and why; works while no agent runs
     #[command(
         after_help = "Nothing is sent: the packet path's own decision is asked with the live tables.\n\n\
@@ -90,6 +95,7 @@ pub fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Pod(command) => pod::run(command, global)?,
         Command::Flow(command) => flow::run(command, global)?,
         Command::Drop(command) => drops::run(command, global)?,
+        Command::Audit(output) => return audit::run(output, global),
         Command::Explain(explain) => explain::run(&explain, global)?,
         Command::Completion { shell } => output::print(&completion::script(shell))?,
     }

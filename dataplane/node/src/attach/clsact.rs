@@ -78,6 +78,10 @@ pub(super) fn detach(interface: &str) -> Result<bool, AttachError> {
 }
 
 fn already_there(error: &TcError) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.to_string().contains("exists"))
-        || error.to_string().contains("exists")
+    match error {
+        TcError::AlreadyAttached => true,
+        TcError::NetlinkError(error) => error.raw_os_error() == Some(libc::EEXIST),
+        TcError::IoError(error) => error.raw_os_error() == Some(libc::EEXIST),
+        _ => false,
+    }
 }

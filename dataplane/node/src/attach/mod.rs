@@ -164,7 +164,8 @@ impl Attacher {
         for entry in entries {
             let name = entry.map_err(fail)?.file_name();
             if let Some((interface, _)) = name.to_str().and_then(|name| name.rsplit_once('-')) {
-                names.push(interface.to_owned());
+                // As `pin_name` has it; no interface's own name may have a colon.
+                names.push(interface.replace(':', "."));
             }
         }
         names.sort();

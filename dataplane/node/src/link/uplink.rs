@@ -14,7 +14,8 @@ impl Links {
     }
 
     /// The interfaces that carry one of `node_addresses` or a default route, in order of index. Never
-    /// loopback, never a device of ours.
+    /// loopback, never a device of ours, never one without Ethernet addresses (a tunnel): the programs read Ethernet
+    /// headers.
     ///
     /// # Errors
     /// If the kernel's lists cannot be read.
@@ -25,6 +26,7 @@ impl Links {
             let is_uplink = |link: &Interface| {
                 let carries = link.addresses.iter().any(|address| node_addresses.contains(&address.ip()));
                 !link.loopback
+                    && link.mac.is_some()
                     && !is_own_device(&link.name)
                     && (carries || with_default.contains(&link.ifindex))
             };
