@@ -3,9 +3,10 @@
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use core::ptr::read_volatile;
 
+use aya_ebpf::bindings::bpf_check_mtu_flags::BPF_MTU_CHK_SEGS;
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::generated::bpf_fib_lookup;
+use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_fib_lookup};
 use portolan_abi::{
     Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ring, SLAB_LINE,
     Service,
@@ -153,6 +154,17 @@ impl<F: Route> Tables<F> for Maps {
     fn remember(&self, key: &AffinityKey<F::Addr>, affinity: &Affinity) {
         // What the table does not take is not remembered: the client is balanced like any other.
         let _ = F::affinity().insert(key, affinity, 0);
+    }
+
+    #[inline(always)]
+    fn fits(&self, ifindex: u32, _len: u32) -> bool {
+        let mut mtu = 0u32;
+        // SAFETY: the context is the program's own; the helper writes the one word. It knows the segments of a packet
+        // that is still to be cut, whose length says nothing.
+        let status =
+            unsafe { bpf_check_mtu(self.skb.cast(), ifindex, &raw mut mtu, 0, u64::from(BPF_MTU_CHK_SEGS)) };
+        // Errors are negative: an interface that is gone, say.
+        status <= 0
     }
 
     #[inline(always)]

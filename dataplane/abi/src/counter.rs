@@ -80,7 +80,8 @@ outcomes! {
     DROP_SPOOFED_ADDRESS = 17, "spoofed-address";
     /// A pod sent with a MAC address that is not its own.
     DROP_SPOOFED_MAC = 18, "spoofed-mac";
-    /// A pod's link-local control traffic (duplicate address detection, MLD), which has no use here.
+    /// Link-local control traffic of a pod or on the service device (duplicate address detection, MLD), which has no
+    /// use there.
     DROP_LINK_LOCAL = 19, "link-local";
     /// A pod sent to a multicast or broadcast address.
     DROP_MULTICAST = 20, "multicast";

@@ -10,7 +10,7 @@ use crate::service::{
     way_back,
 };
 use crate::wire::{Frame, Kind, Packet, parse};
-use crate::{Exit, Family, Hook, Reason, Tables, Verdict, guard, icmp, wire};
+use crate::{Address, Exit, Family, Hook, Reason, Tables, Verdict, guard, icmp, wire};
 
 /// Decides on a packet. `ifindex` is the interface that the program is attached to; `now` in ticks of 2^30 ns.
 ///
@@ -66,7 +66,7 @@ pub fn decide_known<F: Family, T: Tables<F>, P: Frame>(
     if !whole && flow.state & state::REPLY == 0 {
         restore_reply(hook, ifindex, &packet, &flow, tables);
     }
-    Some((packet, forwarded(&packet, &flow)))
+    Some((packet, forwarded(hook, &packet, &flow, frame.len(), tables)))
 }
 
 /// What [`decide_new`] found.
@@ -194,7 +194,7 @@ pub fn established<F: Family, T: Tables<F>, P: Frame>(
     if !is_quiet(packet.segment.flags, &flow, now) || packet.ttl <= 1 {
         return Short::News;
     }
-    Short::Verdict(packet, forwarded(&packet, &flow))
+    Short::Verdict(packet, forwarded(hook, &packet, &flow, frame.len(), tables))
 }
 
 /// What to put in the place of a packet that got [`Verdict::Reject`], and where it goes.
@@ -249,7 +249,9 @@ fn refuse_opaque<F: Family, T: Tables<F>>(
 #[inline(always)]
 fn direct<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T) -> Verdict<F> {
     if hook == Hook::Service {
-        return Verdict::Drop(Reason::UnknownService);
+        // The host's stack announces its groups on every interface.
+        let announced = packet.key.dst.is_multicast();
+        return Verdict::Drop(if announced { Reason::LinkLocal } else { Reason::UnknownService });
     }
     if hook.is_ingress()
         && let Some(endpoint) = tables.endpoint(&packet.key.dst)

@@ -377,10 +377,29 @@ pub(crate) fn reject<F: Family, T: Tables<F>>(
     }
 }
 
-/// The verdict of a flow entry on a packet of the flow.
+/// Whatever is not longer than this, with its Ethernet header, fits every interface: the least MTU of IPv6 (RFC 8200 5).
+const FITS_ALWAYS: u32 = 14 + 1280;
+
+/// The verdict of a flow entry on a packet of the flow, `len` bytes long.
+///
+/// What is too long for its uplink goes to the host's stack instead, translated: the stack tells the sender, as it
+/// does for all that it routes, and that error is translated on its way back. Redirected, the packet would get lost.
 #[inline(always)]
-pub(crate) fn forwarded<F: Family>(packet: &Packet<F>, flow: &Flow<F::Addr>) -> Verdict<F> {
-    let exit = Exit::of_flow(flow);
+pub(crate) fn forwarded<F: Family, T: Tables<F>>(
+    hook: Hook,
+    packet: &Packet<F>,
+    flow: &Flow<F::Addr>,
+    len: u32,
+    tables: &T,
+) -> Verdict<F> {
+    let mut exit = Exit::of_flow(flow);
+    if exit.kind == portolan_abi::exit::UPLINK
+        && hook.is_ingress()
+        && len > FITS_ALWAYS
+        && !tables.fits(exit.ifindex, len)
+    {
+        exit = Exit::STACK;
+    }
     let routed = exit.kind == portolan_abi::exit::UPLINK;
     if routed && packet.ttl <= 1 {
         return Verdict::Drop(Reason::Ttl);

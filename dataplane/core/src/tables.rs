@@ -33,6 +33,9 @@ pub trait Tables<F: Family> {
     /// Remembers the backend that a client has now.
     fn remember(&self, key: &AffinityKey<F::Addr>, affinity: &Affinity);
 
+    /// Whether the packet, of `len` bytes with its Ethernet header, is not longer than an interface takes.
+    fn fits(&self, ifindex: u32, len: u32) -> bool;
+
     /// A flow.
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Flow<F::Addr>, Self::Entry)>;
     /// Changes state and time of a flow entry.

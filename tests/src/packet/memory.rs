@@ -105,6 +105,11 @@ impl<F: NodeFamily> Tables<F> for Memory<F> {
         self.routes.iter().filter(fits).max_by_key(|route| route.1).map(|route| route.2)
     }
 
+    fn fits(&self, _ifindex: u32, len: u32) -> bool {
+        // All interfaces of the fixtures have Ethernet's MTU.
+        len <= 14 + 1500
+    }
+
     fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity> {
         self.affinity.borrow().get(key).copied()
     }

@@ -40,6 +40,8 @@ pub(super) struct Engine {
     network: Arc<Network>,
     metrics: Arc<Metrics>,
     service_ifindex: u32,
+    /// MTU that the service device was last given, if it was since the start.
+    service_mtu: Option<u32>,
     uplinks: Vec<Interface>,
 }
 
@@ -52,7 +54,8 @@ impl Engine {
         service_ifindex: u32,
     ) -> Self {
         let options = options.clone();
-        Self { options, links, programs, shared, network, metrics, service_ifindex, uplinks: Vec::new() }
+        let (service_mtu, uplinks) = (None, Vec::new());
+        Self { options, links, programs, shared, network, metrics, service_ifindex, service_mtu, uplinks }
     }
 
     /// Changes of interfaces from now on.
@@ -185,6 +188,7 @@ impl Engine {
         let smallest = found.iter().map(|uplink| uplink.mtu).min();
         if let (0, Some(mtu)) = (self.options.mtu, smallest) {
             self.network.set_mtu(mtu);
+            self.set_service_mtu(mtu).await;
         }
         let uplinks: Vec<Interface> =
             found.into_iter().map(|link| Interface { name: link.name, ifindex: link.ifindex }).collect();
@@ -204,6 +208,18 @@ impl Engine {
         drop(core);
         self.uplinks = if failed.is_none() { uplinks } else { Vec::new() };
         self.warn("uplinks", failed);
+    }
+
+    /// The service device follows the uplinks: what the host sends to a service may leave by any of them.
+    async fn set_service_mtu(&mut self, mtu: u32) {
+        if self.service_mtu == Some(mtu) {
+            return;
+        }
+        let set = self.links.ensure_service_device(mtu).await;
+        if set.is_ok() {
+            self.service_mtu = Some(mtu);
+        }
+        self.warn("service device", set.err().map(|err| format!("MTU of {SERVICE_DEVICE}: {err}")));
     }
 
     /// The service device and loopback.

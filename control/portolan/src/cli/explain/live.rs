@@ -116,6 +116,11 @@ impl<F: NodeFamily> portolan_core::Tables<F> for Recorder<'_, F> {
         self.note((self.routes)(F::ip(*dst)), |found| Look::Route(*dst, found))
     }
 
+    fn fits(&self, _ifindex: u32, _len: u32) -> bool {
+        // The packet asked about has no data.
+        true
+    }
+
     fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity> {
         let found = self.family.affinity.get(key).ok().flatten();
         self.note(found, |found| Look::Affinity(*key, found))
