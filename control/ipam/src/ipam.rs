@@ -24,6 +24,7 @@ pub struct Ipam {
 
 impl Ipam {
     /// Opens (or makes) the log in `dir`, which this process then holds alone. Allocations from podCIDRs that are no longer in `settings` stay.
+    /// Without any podCIDR, what is held is known and can be released, and nothing is given.
     ///
     /// A directory that can be read but not written still opens: what is allocated stays known, [`Ipam::health`] and every change say why it fails.
     ///
@@ -230,6 +231,7 @@ impl<S: Store> Engine<S> {
             let known = state.ledger.get(id).map(|known| (known.addresses, known.meta == meta));
             let addresses = match known {
                 Some((addresses, _)) => addresses,
+                None if state.rules.pools.is_empty() => return Err(InvalidPool::Empty.into()),
                 None => state.choose(now)?,
             };
             if !known.is_some_and(|(_, same)| same) {

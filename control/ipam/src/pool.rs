@@ -81,11 +81,8 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// The podCIDRs as pools, in the order given, host bits cleared.
+    /// The podCIDRs as pools, in the order given, host bits cleared. There may be none yet.
     pub(crate) fn all(cidrs: &[IpNetwork]) -> Result<Vec<Self>, InvalidPool> {
-        if cidrs.is_empty() {
-            return Err(InvalidPool::Empty);
-        }
         let pools = cidrs.iter().map(|cidr| Self::new(*cidr)).collect::<Result<Vec<_>, _>>()?;
         for (index, pool) in pools.iter().enumerate() {
             if let Some(other) = pools[..index].iter().find(|other| other.overlaps(pool)) {
@@ -219,12 +216,11 @@ mod tests {
     }
 
     #[test]
-    fn overlapping_missing_and_shapeless_cidrs_are_refused() {
+    fn overlapping_and_shapeless_cidrs_are_refused() {
         let all = |cidrs: &[&str]| {
             Pool::all(&cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect::<Vec<_>>()).unwrap_err()
         };
         assert!(matches!(all(&["10.0.0.0/24", "10.0.0.128/25"]), InvalidPool::Overlap { .. }));
-        assert!(matches!(all(&[]), InvalidPool::Empty));
         assert!(matches!(all(&["::/0"]), InvalidPool::TooLarge { .. }));
     }
 }

@@ -160,3 +160,15 @@ fn report(what: &str, mut times: Vec<Duration>) -> Duration {
     println!("{what}: p50 {:?} p99 {:?} max {:?}", at(50), at(99), at(100));
     at(50)
 }
+
+#[test]
+fn without_podcidrs_what_is_held_can_be_released_and_nothing_is_given() {
+    let dir = Dir::new("no-cidrs");
+    let given = Ipam::open(&dir.0, settings()).unwrap().allocate(&id(1), meta(1), SystemTime::now()).unwrap();
+    let ipam = Ipam::open(&dir.0, Settings::new(Vec::new())).unwrap();
+    assert_eq!(ipam.get(&id(1)).unwrap().addresses, given);
+    let refused = ipam.allocate(&id(2), meta(2), SystemTime::now()).unwrap_err();
+    assert!(refused.to_string().contains("no podCIDR is configured"), "{refused}");
+    assert!(ipam.release(&id(1), SystemTime::now()).unwrap().is_some());
+    assert!(ipam.get(&id(1)).is_none());
+}

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::SystemTime;
 
 use ipnetwork::IpNetwork;
@@ -27,10 +27,12 @@ pub(super) struct Network {
     links: Links,
     programs: Arc<Programs>,
     tables: Tables,
-    state_dir: std::path::PathBuf,
     mtu: AtomicU32,
-    /// Open once the node's podCIDRs are known.
-    ipam: RwLock<Option<Arc<Ipam>>>,
+    /// Addresses given to pods: known from the start on, so that pods are taken over and deleted whatever the node's
+    /// object says.
+    ipam: Ipam,
+    /// Whether the node's podCIDRs are known, from which new addresses come.
+    has_cidrs: AtomicBool,
 }
 
 /// Why a pod's programs could not be put in place.
@@ -46,8 +48,8 @@ impl Network {
     pub(super) fn new(links: Links, programs: Arc<Programs>, options: &Options) -> anyhow::Result<Self> {
         let tables = programs.object().tables()?;
         let mtu = AtomicU32::new(if options.mtu == 0 { 1500 } else { options.mtu });
-        let state_dir = options.state_dir.clone();
-        Ok(Self { links, programs, tables, state_dir, mtu, ipam: RwLock::new(None) })
+        let ipam = Ipam::open(&options.state_dir.join("ipam"), Vec::new())?;
+        Ok(Self { links, programs, tables, mtu, ipam, has_cidrs: AtomicBool::new(false) })
     }
 
     /// The MTU of pods from now on.
@@ -55,38 +57,39 @@ impl Network {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
 
-    /// Opens the addresses, or changes the podCIDRs that they come from.
+    /// Changes the podCIDRs that addresses come from.
     pub(super) fn set_pod_cidrs(&self, cidrs: Vec<IpNetwork>) -> Result<(), IpamError> {
-        if let Some(ipam) = self.ipam() {
-            return ipam.configure(cidrs);
-        }
-        let ipam = Ipam::open(&self.state_dir.join("ipam"), cidrs)?;
-        *self.ipam.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(ipam));
+        self.ipam.configure(cidrs)?;
+        self.has_cidrs.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    pub(super) fn ipam(&self) -> Option<Arc<Ipam>> {
-        self.ipam.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Addresses given to pods.
+    pub(super) fn ipam(&self) -> &Ipam {
+        &self.ipam
+    }
+
+    /// Whether pods can be given addresses.
+    pub(super) fn has_cidrs(&self) -> bool {
+        self.has_cidrs.load(Ordering::Relaxed)
     }
 
     /// Puts the programs and endpoints of all pods in place anew, after a start; takes out those of pods that are
     /// gone. A pod that fails does not stop the others.
     pub(super) async fn restore(&self) -> anyhow::Result<usize> {
-        let Some(ipam) = self.ipam() else { return Ok(0) };
         let interfaces = self.links.interfaces().await?;
         let mut live: HashSet<IpAddr> = HashSet::new();
         let mut restored = 0;
-        for allocation in ipam.list() {
+        for allocation in self.ipam.list() {
             let host = &allocation.meta.host_ifname;
             let Some(interface) = interfaces.iter().find(|interface| interface.name == *host) else {
                 continue;
             };
+            // Also if its programs cannot be replaced: the old ones are there, and it goes on as it was.
+            live.extend(allocation.addresses.iter());
             let interface = Interface { name: host.clone(), ifindex: interface.ifindex };
             match self.place(&interface, &allocation) {
-                Ok(()) => {
-                    live.extend(allocation.addresses.iter());
-                    restored += 1;
-                }
+                Ok(()) => restored += 1,
                 Err(err) => {
                     tracing::error!(pod = allocation.meta.pod_name, iface = host, %err, "restoring a pod")
                 }
@@ -182,8 +185,8 @@ impl Network {
         })
     }
 
-    fn ready(&self) -> Result<Arc<Ipam>, CniError> {
-        self.ipam().ok_or_else(|| {
+    fn ready(&self) -> Result<&Ipam, CniError> {
+        self.has_cidrs().then_some(&self.ipam).ok_or_else(|| {
             CniError::new(Code::TryAgainLater, "this node has no podCIDR yet").with_details(
                 "its Node object needs spec.podCIDRs; `portolan status` shows what the agent knows",
             )
@@ -210,7 +213,7 @@ impl Network {
 
     async fn remove(&self, id: &AttachmentId) -> Result<(), CniError> {
         let host = id.host_ifname();
-        let held = self.ipam().and_then(|ipam| ipam.get(id));
+        let held = self.ipam.get(id);
         // Endpoints first: nothing is delivered to an interface that is about to go.
         if let Some(held) = &held {
             self.displace(&held.addresses).map_err(|err| failed("taking the pod's addresses out", &err))?;
@@ -221,8 +224,7 @@ impl Network {
     }
 
     fn release(&self, id: &AttachmentId) -> Result<(), CniError> {
-        let Some(ipam) = self.ipam() else { return Ok(()) };
-        tokio::task::block_in_place(|| ipam.release(id, SystemTime::now()))
+        tokio::task::block_in_place(|| self.ipam.release(id, SystemTime::now()))
             .map(drop)
             .map_err(|err| failed("releasing the pod's addresses", &err))
     }

@@ -1,14 +1,15 @@
 //! What the agent tells about itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
+use portolan_apply::{Difference, PortState};
+use portolan_model::ServiceKey;
 use portolan_node::{MapError, Mode};
 use portolan_plan::{Scope, ServicePort};
 
 use super::network::{Network, mac_of, mac_text};
 use super::state::{Core, Shared};
 use crate::api::{AuditView, BackendView, CidrView, FrontendView, PodView, PortView, ServiceView, Status};
-use portolan_apply::{Difference, PortState};
 
 pub(super) fn status(shared: &Shared, network: &Network) -> Status {
     let core = shared.core();
@@ -18,7 +19,7 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
     if !core.synced {
         not_ready.push("the objects have not been read yet".to_owned());
     }
-    if ipam.is_none() {
+    if !network.has_cidrs() {
         not_ready.push(format!(
             "node {} has no podCIDR: its Node object needs spec.podCIDRs before pods can be added",
             shared.node
@@ -43,14 +44,14 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
         not_ready,
         uptime_seconds: shared.started.elapsed().as_secs(),
         addresses: node.addresses.clone(),
-        pod_cidrs: ipam.iter().flat_map(|ipam| ipam.available()).map(cidr).collect(),
+        pod_cidrs: ipam.available().into_iter().map(cidr).collect(),
         attach_mode: match shared.mode {
             Mode::Tcx => "tcx".to_owned(),
             Mode::Clsact => "clsact".to_owned(),
         },
         interfaces: core.interfaces.clone(),
         services: core.planner.desired().count(),
-        pods: ipam.as_ref().map_or(0, |ipam| ipam.list().len()),
+        pods: ipam.list().len(),
         routes: node.routes.len(),
         tables: tables(&core),
         refused_documents: core.refusals.clone(),
@@ -83,6 +84,14 @@ fn tables(core: &Core) -> BTreeMap<String, (u64, u64)> {
 /// All services, sorted by namespace and name.
 pub(super) fn services(shared: &Shared) -> Vec<ServiceView> {
     let core = shared.core();
+    let mut conditions: HashMap<&ServiceKey, Vec<String>> = HashMap::new();
+    for condition in &core.conditions {
+        let text = format!("{}: {}", condition.reason.as_str(), condition.message);
+        conditions.entry(&condition.service).or_default().push(text);
+    }
+    for refused in &core.refused {
+        conditions.entry(&refused.service).or_default().push(format!("TableFull: {}", refused.reason));
+    }
     let mut views: Vec<ServiceView> = core
         .applier
         .services()
@@ -90,18 +99,7 @@ pub(super) fn services(shared: &Shared) -> Vec<ServiceView> {
             namespace: key.namespace().to_owned(),
             name: key.name().to_owned(),
             ports: plan.ports.iter().zip(&states).map(|(port, state)| port_view(port, state)).collect(),
-            conditions: core
-                .conditions
-                .iter()
-                .filter(|condition| condition.service == *key)
-                .map(|condition| format!("{}: {}", condition.reason.as_str(), condition.message))
-                .chain(
-                    core.refused
-                        .iter()
-                        .filter(|refused| refused.service == *key)
-                        .map(|refused| format!("TableFull: {}", refused.reason)),
-                )
-                .collect(),
+            conditions: conditions.remove(key).unwrap_or_default(),
         })
         .collect();
     views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
@@ -149,7 +147,7 @@ pub(super) fn audit(shared: &Shared) -> Result<Vec<AuditView>, MapError> {
 
 /// All pods of this node, by attachment.
 pub(super) fn pods(network: &Network) -> Vec<PodView> {
-    let allocations = network.ipam().map(|ipam| ipam.list()).unwrap_or_default();
+    let allocations = network.ipam().list();
     let view = |allocation: portolan_ipam::Allocation| PodView {
         namespace: allocation.meta.pod_namespace,
         name: allocation.meta.pod_name,
