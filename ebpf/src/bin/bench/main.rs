@@ -59,7 +59,7 @@ pub fn calls(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn lookups(_: TcContext) -> i32 {
     for _ in 0..TIMES {
-        if TABLE.get_ptr(&[0; 4]).is_none() {
+        if TABLE.get_ptr([0; 4]).is_none() {
             return i32::from(i16::MAX);
         }
     }
