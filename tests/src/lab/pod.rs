@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::IpAddr;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -81,21 +81,11 @@ impl Pod {
         if let (Some(result), true) = (&self.result, command != "ADD") {
             config["prevResult"] = result.clone();
         }
-        let mut child = std::process::Command::new(binary("portolan-cni")?)
-            .env_clear()
-            .env("CNI_COMMAND", command)
-            .env("CNI_CONTAINERID", self.netns.name())
-            .env("CNI_NETNS", self.netns.path())
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", "/opt/cni/bin")
-            .env("CNI_ARGS", format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={}", self.name))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("starting the CNI plugin")?;
-        child.stdin.take().context("the plugin has no input")?.write_all(config.to_string().as_bytes())?;
-        Ok(child.wait_with_output()?)
+        let arguments = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={}", self.name);
+        let mut plugin = plugin(command)?;
+        plugin.env("CNI_CONTAINERID", self.netns.name()).env("CNI_NETNS", self.netns.path());
+        plugin.env("CNI_IFNAME", "eth0").env("CNI_ARGS", arguments);
+        feed(&mut plugin, &config)
     }
 }
 
@@ -119,15 +109,20 @@ pub fn operate(agent: &Agent, command: &str, extra: &Value) -> Result<Output> {
     for (key, value) in extra.as_object().into_iter().flatten() {
         config[key] = value.clone();
     }
-    let mut child = std::process::Command::new(binary("portolan-cni")?)
-        .env_clear()
-        .env("CNI_COMMAND", command)
-        .env("CNI_PATH", "/opt/cni/bin")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("starting the CNI plugin")?;
+    feed(&mut plugin(command)?, &config)
+}
+
+/// The plugin, as a runtime calls it.
+fn plugin(command: &str) -> Result<Command> {
+    let mut plugin = Command::new(binary("portolan-cni")?);
+    plugin.env_clear().env("CNI_COMMAND", command).env("CNI_PATH", "/opt/cni/bin");
+    plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Ok(plugin)
+}
+
+/// Runs it with a configuration on its standard input.
+fn feed(plugin: &mut Command, config: &Value) -> Result<Output> {
+    let mut child = plugin.spawn().context("starting the CNI plugin")?;
     child.stdin.take().context("the plugin has no input")?.write_all(config.to_string().as_bytes())?;
     Ok(child.wait_with_output()?)
 }

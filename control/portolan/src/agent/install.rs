@@ -21,18 +21,18 @@ pub(super) fn install(options: &Options, global: &Global) -> anyhow::Result<()> 
         return Ok(());
     }
     let plugin = std::fs::read(plugin_path()?).context("reading the CNI plugin beside the agent's binary")?;
-    replace(&options.cni_bin_dir.join(PLUGIN), &plugin, 0o755)?;
+    replace(&options.directories.cni_bin_dir.join(PLUGIN), &plugin, 0o755)?;
     let config = json!({
         "cniVersion": "1.0.0",
         "name": "portolan",
         "plugins": [{
             "type": PLUGIN,
             "capabilities": {},
-            "portolan": { "socket": global.socket, "stateDir": options.state_dir },
+            "portolan": { "socket": global.socket, "stateDir": options.directories.state_dir },
         }],
     });
     let text = serde_json::to_vec_pretty(&config)?;
-    replace(&options.cni_conf_dir.join(CONFLIST), &text, 0o600)
+    replace(&options.directories.cni_conf_dir.join(CONFLIST), &text, 0o600)
 }
 
 /// The plugin lies beside the binary that runs.

@@ -48,7 +48,7 @@ impl Network {
     pub(super) fn new(links: Links, programs: Arc<Programs>, options: &Options) -> anyhow::Result<Self> {
         let tables = programs.object().tables()?;
         let mtu = AtomicU32::new(if options.mtu == 0 { 1500 } else { options.mtu });
-        let ipam = Ipam::open(&options.state_dir.join("ipam"), Vec::new())?;
+        let ipam = Ipam::open(&options.directories.state_dir.join("ipam"), Vec::new())?;
         Ok(Self { links, programs, tables, mtu, ipam, has_cidrs: AtomicBool::new(false) })
     }
 

@@ -22,15 +22,8 @@ pub struct Options {
     /// Address ranges of services, routed to the service device
     #[arg(long = "service-cidr", value_delimiter = ',', default_values = ["10.96.0.0/12", "fd00:10:96::/112"])]
     pub service_cidrs: Vec<IpNetwork>,
-    /// Durable state: addresses given to pods, queued requests
-    #[arg(long, default_value = "/var/lib/portolan")]
-    pub state_dir: PathBuf,
-    /// Where the CNI configuration is written when the agent is ready
-    #[arg(long, default_value = "/etc/cni/net.d")]
-    pub cni_conf_dir: PathBuf,
-    /// Where the CNI plugin is installed
-    #[arg(long, default_value = "/opt/cni/bin")]
-    pub cni_bin_dir: PathBuf,
+    #[command(flatten)]
+    pub(super) directories: Directories,
     /// Do not install the CNI plugin and its configuration
     #[arg(long)]
     pub no_cni_install: bool,
@@ -93,6 +86,20 @@ impl Options {
     pub(super) fn node_ports(&self) -> RangeInclusive<u16> {
         self.node_port_range.0..=self.node_port_range.1
     }
+}
+
+/// Where the agent keeps and installs files.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Directories {
+    /// Durable state: addresses given to pods, queued requests
+    #[arg(long, default_value = "/var/lib/portolan")]
+    pub(super) state_dir: PathBuf,
+    /// Where the CNI configuration is written when the agent is ready
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub(super) cni_conf_dir: PathBuf,
+    /// Where the CNI plugin is installed
+    #[arg(long, default_value = "/opt/cni/bin")]
+    pub(super) cni_bin_dir: PathBuf,
 }
 
 /// Form of the log.

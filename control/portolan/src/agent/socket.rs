@@ -55,8 +55,10 @@ pub(super) async fn serve(
 ) -> anyhow::Result<JoinHandle<()>> {
     let listener = UnixListener::from_std(bound.0)?;
     let server = Server::new(Arc::clone(&network));
-    let replayed =
-        server.replay(&options.state_dir).await.context("replaying requests queued while no agent ran")?;
+    let replayed = server
+        .replay(&options.directories.state_dir)
+        .await
+        .context("replaying requests queued while no agent ran")?;
     if replayed > 0 {
         tracing::info!(replayed, "queued requests done");
     }

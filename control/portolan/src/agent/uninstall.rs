@@ -1,6 +1,6 @@
 //! Removing everything that the agent made on a node.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -9,21 +9,15 @@ use portolan_node::link::{Links, SERVICE_DEVICE};
 use portolan_node::{Attacher, Mode};
 
 use super::install::{CONFLIST, PLUGIN};
+use super::options::Directories;
 use crate::cli::Global;
 
 /// Options of `portolan uninstall`. Give the same directories as to the agent.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Example:\n  portolan uninstall")]
 pub struct UninstallOptions {
-    /// Durable state, removed as well
-    #[arg(long, default_value = "/var/lib/portolan")]
-    pub state_dir: PathBuf,
-    /// Where the CNI configuration was written
-    #[arg(long, default_value = "/etc/cni/net.d")]
-    pub cni_conf_dir: PathBuf,
-    /// Where the CNI plugin was installed
-    #[arg(long, default_value = "/opt/cni/bin")]
-    pub cni_bin_dir: PathBuf,
+    #[command(flatten)]
+    directories: Directories,
     /// Keep the addresses given to pods
     #[arg(long)]
     pub keep_state: bool,
@@ -44,8 +38,8 @@ pub fn uninstall(options: &UninstallOptions, global: &Global) -> anyhow::Result<
         }
     };
     // First of all no new pod may come.
-    note("CNI configuration", remove_file(&options.cni_conf_dir.join(CONFLIST)));
-    note("CNI plugin", remove_file(&options.cni_bin_dir.join(PLUGIN)));
+    note("CNI configuration", remove_file(&options.directories.cni_conf_dir.join(CONFLIST)));
+    note("CNI plugin", remove_file(&options.directories.cni_bin_dir.join(PLUGIN)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     for (what, result) in runtime.block_on(detach_and_remove(global)) {
         note(what, result);
@@ -57,7 +51,7 @@ pub fn uninstall(options: &UninstallOptions, global: &Global) -> anyhow::Result<
         let _ = std::fs::remove_dir(parent);
     }
     if !options.keep_state {
-        note("state", remove_directory(&options.state_dir));
+        note("state", remove_directory(&options.directories.state_dir));
     }
     if failures.is_empty() {
         println!("removed: programs, tables, interfaces, routes, CNI configuration and state");
