@@ -11,7 +11,7 @@ use serde_json::Value;
 /// Another suite's binary, built now if it is not: a stale one would prove nothing.
 fn suite(name: &str) -> Result<PathBuf> {
     let output = Command::new(env!("CARGO"))
-        .args(["test", "--package", "portolan-tests", "--test", name, "--no-run", "--message-format=json"])
+        .args(["test", "--workspace", "--test", name, "--no-run", "--message-format=json"])
         .output()
         .context("starting cargo")?;
     if !output.status.success() {

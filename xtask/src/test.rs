@@ -40,9 +40,10 @@ enum Tier {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::run()?;
+    // Before the build, which may put another file in its place.
+    let own = std::env::current_exe().context("finding the path of this program")?;
     // Binaries that tests start are not all dependencies of those tests.
     build::workspace(false)?;
-    let own = std::env::current_exe().context("finding the path of this program")?;
     let selection = selection(options.tier)?;
     Cmd::cargo("test --workspace --no-fail-fast")
         .args(selection)
