@@ -21,7 +21,7 @@ use anyhow::{Context, bail};
 use portolan_apply::Applier;
 use portolan_node::features::{Features, Places};
 use portolan_node::link::Links;
-use portolan_node::{Attacher, Mode, Object};
+use portolan_node::{Mode, Object};
 use portolan_plan::Planner;
 use portolan_source::FilesSource;
 use tokio::net::TcpListener;
@@ -75,7 +75,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let mode = if features.tcx && !options.force_clsact { Mode::Tcx } else { Mode::Clsact };
     let object = Object::load(Some(&global.pins), options.sizes())?;
     let applier = Applier::open(object.tables()?)?;
-    let programs = Arc::new(Programs::new(object, Attacher::new(mode, &global.pins)));
+    let programs = Arc::new(Programs::new(object, mode, &global.pins));
     let network = Arc::new(Network::new(links.clone(), Arc::clone(&programs), &options)?);
     let rules = portolan_plan::Options { external_ips: options.external_ips };
     let planner = Planner::with_options(&options.node_name, rules);

@@ -1,9 +1,10 @@
 //! The loaded programs and where each belongs.
 
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use portolan_node::attach::Interface;
-use portolan_node::{AttachError, Attacher, Direction, Object};
+use portolan_node::{AttachError, Attacher, Direction, Mode, Object};
 
 /// What an interface is, which says what is attached to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,23 +30,32 @@ impl Role {
     }
 }
 
-/// The object and the way to attach its programs. Attaching is a few system calls, so a plain lock will do.
+/// The object and the ways to attach its programs. Attaching is a few system calls, so a plain lock will do.
+///
+/// Pods' interfaces are ours alone and are made while somebody waits: there the clsact qdisc serves, because tcx waits for
+/// a grace period at every attachment (`tcx_entry_sync` in the kernel), some 12 ms where ticks are slow. Interfaces that
+/// others use as well are attached by tcx where there is tcx: programs have an order there, and links that nobody
+/// else can replace.
 #[derive(Debug)]
 pub(super) struct Programs {
     object: Mutex<Object>,
     attacher: Attacher,
+    pods: Attacher,
 }
 
 impl Programs {
-    pub(super) fn new(object: Object, attacher: Attacher) -> Self {
-        Self { object: Mutex::new(object), attacher }
+    /// With pins in a directory; `mode` is for the interfaces that are not pods'.
+    pub(super) fn new(object: Object, mode: Mode, pins: &Path) -> Self {
+        let (attacher, pods) = (Attacher::new(mode, pins), Attacher::new(Mode::Clsact, pins));
+        Self { object: Mutex::new(object), attacher, pods }
     }
 
     /// Attaches what the interface needs, or replaces what is there.
     pub(super) fn attach(&self, interface: &Interface, role: Role) -> Result<(), AttachError> {
         let mut object = self.object();
+        let attacher = if role == Role::Pod { &self.pods } else { &self.attacher };
         for (program, direction) in role.programs() {
-            self.attacher.attach(&mut object, program, interface, *direction)?;
+            attacher.attach(&mut object, program, interface, *direction)?;
         }
         Ok(())
     }
