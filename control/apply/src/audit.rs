@@ -4,13 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use portolan_abi::{FrontendKey, Ring, backend_flag, frontend_flag, service_flag};
+use portolan_abi::{FrontendKey, Ring, backend_flag, frontend_flag};
 use portolan_core::wire::proto;
 use portolan_core::{Address, V4, V6};
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::maps::NodeFamily;
 use portolan_node::{FamilyTables, MapError, Tables};
-use portolan_plan::{BackendAddr, FrontendAddr, Scope, ServicePlan, ServicePort};
+use portolan_plan::{BackendAddr, ServicePlan, ServicePort};
+
+use crate::family::{frontend_flags, service_flags};
 
 /// One thing that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,12 +85,10 @@ fn want(port: &ServicePort, desired: &mut BTreeMap<Place, Behind>) {
         Protocol::Udp => proto::UDP,
     };
     let set = |set: &[BackendAddr]| set.iter().map(|it| SocketAddr::new(it.addr, it.port)).collect();
-    let internal = if port.internal_local { service_flag::INTERNAL_LOCAL } else { 0 };
-    let external = if port.external_local { service_flag::EXTERNAL_LOCAL } else { 0 };
     for frontend in &port.frontends {
         let behind = Behind {
-            flags: flags(port, frontend),
-            service_flags: internal | external,
+            flags: frontend_flags(port, frontend),
+            service_flags: service_flags(port),
             affinity: port.affinity.unwrap_or(0),
             cluster: set(&port.cluster),
             local: set(&port.local),
@@ -107,12 +107,6 @@ fn want(port: &ServicePort, desired: &mut BTreeMap<Place, Behind>) {
             mark.flags |= frontend_flag::VIP | answers;
         }
     }
-}
-
-fn flags(port: &ServicePort, frontend: &FrontendAddr) -> u32 {
-    let external = if frontend.scope == Scope::ClusterIp { 0 } else { frontend_flag::EXTERNAL };
-    let restricted = frontend.scope == Scope::LoadBalancer && port.sources.is_some();
-    external | if restricted { frontend_flag::SOURCES } else { 0 }
 }
 
 /// What the kernel has.

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use portolan_abi::{Ring, Service, service_flag};
+use portolan_abi::{Ring, Service};
 use portolan_core::{V4, V6};
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::maps::Set;
 use portolan_plan::{BackendAddr, ServicePlan, ServicePort};
 
 use crate::applier::{Applier, Installed, Retired, Slot};
-use crate::family::FamilyState;
+use crate::family::{FamilyState, service_flags};
 
 impl Applier {
     /// Brings one service to its plan; the frontends are written by the next flush. An error says what is full.
@@ -178,25 +178,20 @@ impl Applier {
 
     /// Makes a port's sets visible, then claims its frontends.
     fn publish(&mut self, port: &ServicePort, slot: Slot, fresh: bool) {
-        let mut flags = 0;
-        if port.internal_local {
-            flags |= service_flag::INTERNAL_LOCAL;
-        }
-        if port.external_local {
-            flags |= service_flag::EXTERNAL_LOCAL;
-        }
+        let flags = service_flags(port);
         let affinity = port.affinity.unwrap_or(0);
         let services = &mut self.tables.services;
         if fresh {
             let Slot { index, cluster, local } = slot;
             services.write(index, Service { cluster, local, picked: 0, flags, affinity });
         } else {
-            if services.read(slot.index).affinity != 0 {
+            let before = services.read(slot.index);
+            if before.affinity != 0 {
                 self.outdated.insert(slot.index);
             }
             // A policy that allows only this node's backends ends before their ring may get empty, and begins after
             // it was filled.
-            services.configure(slot.index, services.read(slot.index).flags & flags, affinity);
+            services.configure(slot.index, before.flags & flags, affinity);
             services.publish(slot.index, Set::Cluster, slot.cluster);
             services.publish(slot.index, Set::Local, slot.local);
             services.configure(slot.index, flags, affinity);

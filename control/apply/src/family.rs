@@ -6,7 +6,7 @@ use std::hash::Hash as StdHash;
 use std::net::IpAddr;
 
 use foldhash::fast::RandomState;
-use portolan_abi::{Backend, Frontend, FrontendKey, backend_flag, frontend_flag};
+use portolan_abi::{Backend, Frontend, FrontendKey, backend_flag, frontend_flag, service_flag};
 use portolan_core::Address;
 use portolan_core::wire::proto;
 use portolan_model::Protocol;
@@ -345,7 +345,15 @@ where
     }
 }
 
-fn frontend_flags(port: &ServicePort, frontend: &FrontendAddr) -> u32 {
+/// See [`service_flag`].
+pub(crate) fn service_flags(port: &ServicePort) -> u32 {
+    let internal = if port.internal_local { service_flag::INTERNAL_LOCAL } else { 0 };
+    let external = if port.external_local { service_flag::EXTERNAL_LOCAL } else { 0 };
+    internal | external
+}
+
+/// See [`frontend_flag`].
+pub(crate) fn frontend_flags(port: &ServicePort, frontend: &FrontendAddr) -> u32 {
     let restricted = frontend.scope == Scope::LoadBalancer && port.sources.is_some();
     let external = if frontend.scope == Scope::ClusterIp { 0 } else { frontend_flag::EXTERNAL };
     external | if restricted { frontend_flag::SOURCES } else { 0 }

@@ -23,6 +23,19 @@ pub enum Hook {
 }
 
 impl Hook {
+    /// Name of the program that catches packets here.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Pod => "from_pod",
+            Self::PodEgress => "to_pod",
+            Self::Uplink => "from_uplink",
+            Self::UplinkEgress => "to_uplink",
+            Self::Service => "to_service",
+            Self::Loopback => "to_loopback",
+        }
+    }
+
     /// Whether what is caught here comes from the host itself.
     #[inline(always)]
     #[must_use]

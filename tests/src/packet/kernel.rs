@@ -7,7 +7,7 @@ use std::thread;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use portolan_abi::{Affinity, Backend, Flow, FlowKey, Service};
 use portolan_core::{Address as _, Hook};
-use portolan_node::{Object, Sizes, Tables};
+use portolan_node::{Object, Sizes, Tables, clock};
 
 use super::family::Tested;
 use super::fixture::site::Site;
@@ -125,7 +125,7 @@ impl Kernel {
     /// # Panics
     /// The object does not have it.
     pub fn program(&mut self, hook: Hook) -> &mut SchedClassifier {
-        self.object.classifier(program(hook)).expect("the object has it")
+        self.object.classifier(hook.program()).expect("the object has it")
     }
 
     /// Flows opened for all services together.
@@ -244,27 +244,10 @@ impl<F: Tested> Machine<F> for Kernel {
     }
 
     fn flows(&self) -> Flows<F> {
-        let now = ticks();
+        let now = clock::ticks();
         let age = |(key, flow): (FlowKey<F::Addr>, Flow<F::Addr>)| {
             (key, Flow { seen: now.wrapping_sub(flow.seen), ..flow })
         };
         dump(&F::tables(&self.tables).flows).into_iter().map(age).collect()
-    }
-}
-
-/// The programs' time.
-fn ticks() -> u32 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-    ((time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64) >> 30) as u32
-}
-
-fn program(hook: Hook) -> &'static str {
-    match hook {
-        Hook::Pod => "from_pod",
-        Hook::PodEgress => "to_pod",
-        Hook::Uplink => "from_uplink",
-        Hook::UplinkEgress => "to_uplink",
-        Hook::Service => "to_service",
-        Hook::Loopback => "to_loopback",
     }
 }

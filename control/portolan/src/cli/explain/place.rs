@@ -65,15 +65,7 @@ impl Place {
     }
 
     fn new(node: &Node, hook: Hook, ifindex: u32, mac: [u8; 6], who: &str) -> Self {
-        let program = match hook {
-            Hook::Pod => "from_pod",
-            Hook::PodEgress => "to_pod",
-            Hook::Uplink => "from_uplink",
-            Hook::UplinkEgress => "to_uplink",
-            Hook::Service => "to_service",
-            Hook::Loopback => "to_loopback",
-        };
-        let text = format!("{who}: {program} on {} sees it", node.interface(ifindex));
+        let text = format!("{who}: {} on {} sees it", hook.program(), node.interface(ifindex));
         Self { hook, ifindex, mac, text }
     }
 }
