@@ -48,7 +48,7 @@ macro_rules! family {
             #[inline(always)]
             pub fn steps(skb: *mut __sk_buff, hook: Hook) -> u64 {
                 pull::<$family>(skb);
-                let mut done = short(skb, hook);
+                let mut done = short(skb, hook, false);
                 if done == Done::NEWS {
                     done = known(skb, hook);
                 }
@@ -58,7 +58,11 @@ macro_rules! family {
                         done = open(skb, hook, choice.service, choice.backend);
                     }
                     if done == Done::NEWS {
-                        done = opened(known(skb, hook));
+                        done = short(skb, hook, true);
+                        if done == Done::NEWS {
+                            done = known(skb, hook);
+                        }
+                        done = opened(done);
                     }
                 }
                 if done == Done::UNKNOWN {
@@ -74,8 +78,8 @@ macro_rules! family {
             }
 
             #[inline(never)]
-            fn short(skb: *mut __sk_buff, hook: Hook) -> u64 {
-                super::short::<$family>(skb, hook)
+            fn short(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
+                super::short::<$family>(skb, hook, fresh)
             }
 
             #[inline(never)]
@@ -114,11 +118,11 @@ macro_rules! family {
 family!(v4, V4);
 family!(v6, V6);
 
-/// An established flow that has nothing new to tell.
+/// An established flow that has nothing new to tell, or the packet that has just opened one.
 #[inline(always)]
-fn short<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+fn short<F: Route>(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
     let frame = Linear::new(skb);
-    match established::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb), now()) {
+    match established::<F, _, _>(hook, ifindex(skb), &frame, fresh, &Maps::new(skb), now()) {
         Short::Verdict(packet, Verdict::Forward(rewrite, exit)) => {
             apply::forward::<F>(skb, hook, &packet, &rewrite, exit).0
         }
@@ -151,8 +155,8 @@ fn new<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
     }
 }
 
-/// A new flow to a chosen backend. Its packet is then left to [`known`], which finds the entries just written:
-/// this function's stack is full with making them.
+/// A new flow to a chosen backend. Its packet is then left to [`short`] or [`known`], which find the entries just
+/// written: this function's stack is full with making them.
 #[inline(always)]
 fn open<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: Choice) -> u64 {
     let frame = Linear::new(skb);
@@ -162,7 +166,7 @@ fn open<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: Choice) -> u64 {
     }
 }
 
-/// What [`known`] says about a packet whose flow was just opened. Entries that are gone again are no way to the
+/// What they say about a packet whose flow was just opened. Entries that are gone again are no way to the
 /// host's stack.
 #[inline(always)]
 fn opened(done: u64) -> u64 {

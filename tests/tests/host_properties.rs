@@ -188,7 +188,22 @@ fn behind(first: IpAddr, number: u16) -> IpAddr {
 
 fn flow(bits: u8, seen: u32) -> Flow<Words<1>> {
     let (src, dst) = (Words::ZERO, Words::ZERO);
-    Flow { src, dst, ports: 0, ifindex: 0, mac: [0; 3], exit: 0, state: bits, seen, service: 0, backend: 0 }
+    Flow {
+        src,
+        dst,
+        ports: 0,
+        ifindex: 0,
+        mac: [0; 3],
+        exit: 0,
+        state: bits,
+        seen,
+        service: 0,
+        backend: 0,
+        from_ifindex: 0,
+        from_mac: [0; 3],
+        from: 0,
+        zero: 0,
+    }
 }
 
 proptest! {

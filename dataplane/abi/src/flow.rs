@@ -40,6 +40,15 @@ pub struct Flow<A> {
     pub service: u32,
     /// Index of the backend.
     pub backend: u32,
+    /// Interface that the flow's packets come in by, where [`from`](Self::from) is a pod: together with
+    /// [`from_mac`](Self::from_mac) the proof that a packet is of the pod that owns its source address.
+    pub from_ifindex: u32,
+    /// MAC of the pod that the flow's packets come from, in packet order.
+    pub from_mac: [u16; 3],
+    /// Where the flow's packets come from, as the way back leaves; see [`exit`].
+    pub from: u8,
+    /// Always zero.
+    pub zero: u8,
 }
 
 /// Values of [`Flow::exit`].
@@ -72,7 +81,7 @@ pub mod state {
 
 const _: () = assert!(size_of::<FlowKey<Words<1>>>() == 16);
 const _: () = assert!(size_of::<FlowKey<Words<4>>>() == 40);
-const _: () = assert!(size_of::<Flow<Words<1>>>() == 36);
-const _: () = assert!(size_of::<Flow<Words<4>>>() == 60);
+const _: () = assert!(size_of::<Flow<Words<1>>>() == 48);
+const _: () = assert!(size_of::<Flow<Words<4>>>() == 72);
 
 crate::plain!(FlowKey<Words<1>>, FlowKey<Words<4>>, Flow<Words<1>>, Flow<Words<4>>);

@@ -78,6 +78,13 @@ pub fn peer_key<A: Copy>(flow: &Flow<A>, protocol: u32) -> FlowKey<A> {
     FlowKey { src: flow.dst, dst: flow.src, ports: swap_ports(flow.ports), proto: protocol }
 }
 
+/// Whether a packet with these TCP flags ends its connection, or one side's half of it.
+#[inline(always)]
+#[must_use]
+pub const fn tells_end(flags: u8) -> bool {
+    flags & (tcp::FIN | tcp::RST) != 0
+}
+
 /// Whether a packet can neither open nor end its flow, nor tell anything new about it.
 #[inline(always)]
 #[must_use]

@@ -3,7 +3,7 @@
 use portolan_abi::{Flow, counter, frontend_flag, state};
 
 use crate::answer::Rejection;
-use crate::conntrack::{self, is_ending, is_quiet, next_state};
+use crate::conntrack::{self, is_ending, is_quiet, next_state, tells_end};
 use crate::icmp::Errand;
 use crate::service::{
     Asked, Choice, choose, forwarded, has_backend, is_admitted, mark, reject, resolve, restore_reply, track,
@@ -64,7 +64,7 @@ pub fn decide_known<F: Family, T: Tables<F>, P: Frame>(
     let next = next_state(flow.state, packet.segment.flags);
     let whole = conntrack::record::<F, T>(entry, &flow, next, packet.key.proto, now, tables);
     if !whole && flow.state & state::REPLY == 0 {
-        restore_reply(hook, ifindex, &packet, &flow, tables);
+        restore_reply(&packet, &flow, tables);
     }
     Some((packet, forwarded(hook, &packet, &flow, frame.len(), tables)))
 }
@@ -101,15 +101,18 @@ pub fn decide_new<F: Family, T: Tables<F>, P: Frame>(
     if !packet.has_ports() {
         return New::Other;
     }
+    if let Some(exit) = local_pod(hook, &packet, tables) {
+        return New::Verdict(Verdict::Deliver(exit));
+    }
     New::Verdict(match resolve::<F, T>(hook, &packet.key, tables) {
         Asked::Frontend(frontend) if !is_admitted::<F, T>(&frontend, &packet.key.src, tables) => {
             Verdict::Drop(Reason::SourceRange)
         }
-        Asked::Frontend(frontend) => match choose(hook, ifindex, &packet, frontend, tables, now) {
+        Asked::Frontend(frontend) => match choose(hook, ifindex, (&packet, frame), frontend, tables, now) {
             Ok(choice) => return New::Open(choice),
             Err(verdict) => verdict,
         },
-        Asked::UnknownPort => refuse(hook, ifindex, &packet, tables),
+        Asked::UnknownPort => refuse(hook, ifindex, (&packet, frame), tables),
         Asked::Other => direct(hook, &packet, tables),
     })
 }
@@ -126,7 +129,7 @@ pub fn open<F: Family, T: Tables<F>, P: Frame>(
     now: u32,
 ) -> Result<(), Reason> {
     match wire::key::<F, P>(frame) {
-        Some(key) => track(hook, ifindex, &key, choice, tables, now),
+        Some(key) => track(hook, ifindex, (&key, frame), choice, tables, now),
         None => Err(Reason::Truncated),
     }
 }
@@ -152,7 +155,7 @@ pub fn decide_other<F: Family, T: Tables<F>, P: Frame>(
 ) -> Verdict<F> {
     let packet = parse::<F, P>(frame);
     let ours = match packet.kind {
-        Kind::Echo => icmp::echo(hook, ifindex, &packet, tables),
+        Kind::Echo => icmp::echo(hook, ifindex, (&packet, frame), tables),
         Kind::Fragment => refuse_opaque(hook, &packet, Reason::Fragment, tables),
         Kind::Options => refuse_opaque(hook, &packet, Reason::Options, tables),
         // An error about a flow has its verdict already; a service address itself has no use for one.
@@ -177,21 +180,25 @@ pub enum Short<F: Family> {
     Unknown,
 }
 
-/// The short way for a packet of an established flow.
+/// The short way for a packet of an established flow, and for the packet that [`open`] has just opened a flow for
+/// (`fresh`): one look-up.
 #[inline(always)]
 pub fn established<F: Family, T: Tables<F>, P: Frame>(
     hook: Hook,
     ifindex: u32,
     frame: &P,
+    fresh: bool,
     tables: &T,
     now: u32,
 ) -> Short<F> {
     let packet = parse::<F, P>(frame);
-    if !packet.has_ports() || guard::check::<F, T, P>(hook, ifindex, &packet.key, frame, tables).is_err() {
+    if !packet.has_ports() {
         return Short::Unknown;
     }
     let Some((flow, _)) = tables.flow(&packet.key) else { return Short::Unknown };
-    if !is_quiet(packet.segment.flags, &flow, now) || packet.ttl <= 1 {
+    let flags = packet.segment.flags;
+    let told = if fresh { !tells_end(flags) } else { is_quiet(flags, &flow, now) };
+    if !told || packet.ttl <= 1 || !guard::is_proven::<F, P>(hook, ifindex, &packet.key, &flow, frame) {
         return Short::News;
     }
     Short::Verdict(packet, forwarded(hook, &packet, &flow, frame.len(), tables))
@@ -207,7 +214,7 @@ pub fn refusal<F: Family, T: Tables<F>, P: Frame>(
 ) -> Option<(Packet<F>, Rejection<F>, Exit)> {
     let packet = parse::<F, P>(frame);
     let config = tables.config()?;
-    let exit = way_back(hook, ifindex, &packet.key.src, &config, tables).ok()?;
+    let exit = way_back(hook, ifindex, frame, &config)?;
     let rejection = Rejection::of(&packet);
     Some((packet, rejection, exit))
 }
@@ -228,9 +235,14 @@ fn wants_new_backend<F: Family, T: Tables<F>>(packet: &Packet<F>, flow: &Flow<F:
 
 /// Says no to a port that a service address does not have.
 #[inline(always)]
-fn refuse<F: Family, T: Tables<F>>(hook: Hook, ifindex: u32, packet: &Packet<F>, tables: &T) -> Verdict<F> {
+fn refuse<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    (packet, frame): (&Packet<F>, &P),
+    tables: &T,
+) -> Verdict<F> {
     let Some(config) = tables.config() else { return Verdict::Drop(Reason::Dangling) };
-    reject(hook, ifindex, packet, &config, tables, Reason::UnknownPort)
+    reject(hook, ifindex, (packet, frame), &config, Reason::UnknownPort)
 }
 
 /// Packets without ports: no service takes them.
@@ -245,6 +257,15 @@ fn refuse_opaque<F: Family, T: Tables<F>>(
     (vip && hook != Hook::PodEgress).then_some(Verdict::Drop(reason))
 }
 
+/// The pod of this node that a packet which arrives is for. No service has the address of a pod.
+#[inline(always)]
+fn local_pod<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T) -> Option<Exit> {
+    if !hook.is_ingress() {
+        return None;
+    }
+    Some(Exit::pod(&tables.endpoint(&packet.key.dst)?))
+}
+
 /// Traffic that is not to a service: pod to pod, or the host's own.
 #[inline(always)]
 fn direct<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T) -> Verdict<F> {
@@ -253,10 +274,8 @@ fn direct<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T) -
         let announced = packet.key.dst.is_multicast();
         return Verdict::Drop(if announced { Reason::LinkLocal } else { Reason::UnknownService });
     }
-    if hook.is_ingress()
-        && let Some(endpoint) = tables.endpoint(&packet.key.dst)
-    {
-        return Verdict::Deliver(Exit::pod(&endpoint));
+    if let Some(exit) = local_pod(hook, packet, tables) {
+        return Verdict::Deliver(exit);
     }
     Verdict::Pass(match packet.kind {
         Kind::Fragment => counter::PASSED_FRAGMENT,

@@ -1,6 +1,6 @@
 //! Who may send what: checked before anything is looked up for the packet's own sake.
 
-use portolan_abi::{Endpoint, FlowKey};
+use portolan_abi::{Endpoint, Flow, FlowKey, exit};
 
 use crate::wire::Frame;
 use crate::{Address, Family, Hook, Reason, Tables};
@@ -13,6 +13,26 @@ pub fn source_mac<P: Frame>(frame: &P) -> Option<[u16; 3]> {
         Some([(middle >> 16) as u16, last as u16, (last >> 16) as u16])
     } else {
         Some([middle as u16, (last >> 16) as u16, last as u16])
+    }
+}
+
+/// Whether a packet of a flow in the table comes from where the flow does, so that [`check`] need not ask again:
+/// what opened the flow has passed it. A pod whose address was another's before has to ask.
+#[inline(always)]
+pub fn is_proven<F: Family, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    key: &FlowKey<F::Addr>,
+    flow: &Flow<F::Addr>,
+    frame: &P,
+) -> bool {
+    match hook {
+        Hook::Pod => {
+            flow.from == exit::POD && flow.from_ifindex == ifindex && source_mac(frame) == Some(flow.from_mac)
+        }
+        // The host's own flows over its loopback device are in the same table.
+        Hook::Uplink => !key.src.is_loopback() && !key.dst.is_loopback(),
+        _ => true,
     }
 }
 

@@ -154,10 +154,10 @@ fn translate<F: Family>(
 
 /// Decides on an echo request; `None` if it is not to a service address.
 #[inline(always)]
-pub(crate) fn echo<F: Family, T: Tables<F>>(
+pub(crate) fn echo<F: Family, T: Tables<F>, P: Frame>(
     hook: Hook,
     ifindex: u32,
-    packet: &Packet<F>,
+    (packet, frame): (&Packet<F>, &P),
     tables: &T,
 ) -> Option<Verdict<F>> {
     let mark = service::mark::<F, T>(&packet.key.dst, tables);
@@ -168,9 +168,9 @@ pub(crate) fn echo<F: Family, T: Tables<F>>(
         return Some(Verdict::Drop(Reason::Echo));
     }
     let config = tables.config()?;
-    Some(match service::way_back(hook, ifindex, &packet.key.src, &config, tables) {
-        Ok(back) => Verdict::AnswerEcho(back),
-        Err(reason) => Verdict::Drop(reason),
+    Some(match service::way_back(hook, ifindex, frame, &config) {
+        Some(back) => Verdict::AnswerEcho(back),
+        None => Verdict::Drop(Reason::Truncated),
     })
 }
 

@@ -7,8 +7,9 @@ use portolan_abi::{
 
 use crate::answer::may_answer;
 use crate::conntrack::{is_closed, is_expired, is_forgotten, peer_key};
+use crate::guard::source_mac;
 use crate::select::{self, finish, flow_hash, mix, scale};
-use crate::wire::{Packet, join_ports, split_ports, swap_ports};
+use crate::wire::{Frame, Packet, join_ports, split_ports, swap_ports};
 use crate::{Address, Exit, Family, Hook, Reason, Rewrite, Tables, Verdict};
 
 /// Source ports tried before a flow is refused. With a range that is three quarters full, eight tries fail for
@@ -100,10 +101,10 @@ pub struct Choice {
 
 /// Chooses a backend for a new flow to a frontend.
 #[inline(always)]
-pub(crate) fn choose<F: Family, T: Tables<F>>(
+pub(crate) fn choose<F: Family, T: Tables<F>, P: Frame>(
     hook: Hook,
     ifindex: u32,
-    packet: &Packet<F>,
+    (packet, frame): (&Packet<F>, &P),
     frontend: Frontend,
     tables: &T,
     now: u32,
@@ -116,7 +117,7 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
         if !service.cluster.is_empty() {
             return Err(Verdict::Drop(Reason::NoLocalBackend));
         }
-        return Err(reject(hook, ifindex, packet, &config, tables, Reason::NoBackend));
+        return Err(reject(hook, ifindex, (packet, frame), &config, Reason::NoBackend));
     }
     let key = AffinityKey::new(packet.key.src, frontend.service, local);
     let backend = match remembered::<F, T>(&key, service.affinity, tables, now) {
@@ -167,10 +168,10 @@ fn is_local(hook: Hook, frontend: Frontend, service: &Service) -> bool {
 
 /// Writes both entries of a new flow; the packet's verdict is then that of its entry.
 #[inline(always)]
-pub(crate) fn track<F: Family, T: Tables<F>>(
+pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
     hook: Hook,
     ifindex: u32,
-    key: &FlowKey<F::Addr>,
+    (key, frame): (&FlowKey<F::Addr>, &P),
     choice: Choice,
     tables: &T,
     now: u32,
@@ -180,57 +181,63 @@ pub(crate) fn track<F: Family, T: Tables<F>>(
     if backend.flags & backend_flag::LIVE == 0 {
         return Err(Reason::Dangling);
     }
-    let exit = locate(hook, &key.src, &backend, &config, tables)?;
-    let back = way_back(hook, ifindex, &key.src, &config, tables)?;
-    let (src, masquerade) = source::<F>(hook, key, &backend, exit, &config)?;
-    let mut forward = Flow {
-        src,
-        dst: backend.addr,
-        ports: join_ports(split_ports(key.ports).0, backend.port),
-        ifindex: exit.ifindex,
-        mac: exit.mac,
-        exit: exit.kind,
-        state: if masquerade { state::MASQUERADE } else { 0 },
+    let there = locate(hook, &key.src, &backend, &config, tables)?;
+    let Some(back) = way_back(hook, ifindex, frame, &config) else { return Err(Reason::Truncated) };
+    let (src, masquerade) = source::<F>(hook, key, &backend, there, &config)?;
+    let ports = join_ports(backend.port, split_ports(key.ports).0);
+    let mut reply_key = FlowKey { src: backend.addr, dst: src, ports, proto: key.proto };
+    let state = state::REPLY | if masquerade { state::MASQUERADE } else { 0 };
+    let mut flow = Flow {
+        src: key.dst,
+        dst: key.src,
+        ports: swap_ports(key.ports),
+        ifindex: back.ifindex,
+        mac: back.mac,
+        exit: back.kind,
+        state,
         seen: now,
         service: choice.service,
         backend: choice.backend,
+        from_ifindex: there.ifindex,
+        from_mac: there.mac,
+        from: there.kind,
+        zero: 0,
     };
-    let reply = reply_entry(key, &forward, back);
     let hash = flow_hash(key, config.seed);
-    if !claim_reply(key, &mut forward, &reply, hash, &config, tables, now) {
+    if !claim_reply(&mut reply_key, &flow, hash, &config, tables, now) {
         return Err(Reason::NoPort);
     }
-    if !tables.put(key, &forward) {
+    // In place: a program has no stack for two of them.
+    turn(&mut flow, &reply_key);
+    if !tables.put(key, &flow) {
         return Err(Reason::FlowTable);
     }
     tables.picked(choice.service, choice.backend);
     Ok(())
 }
 
-/// Adds the entry of the way back, with another source port where the plain one is taken.
+/// Adds the entry of the way back, with another port of its destination where the plain one is taken.
 #[inline(always)]
 fn claim_reply<F: Family, T: Tables<F>>(
-    key: &FlowKey<F::Addr>,
-    forward: &mut Flow<F::Addr>,
+    key: &mut FlowKey<F::Addr>,
     reply: &Flow<F::Addr>,
     hash: u32,
     config: &Config,
     tables: &T,
     now: u32,
 ) -> bool {
-    let backend_port = split_ports(forward.ports).1;
+    let backend_port = split_ports(key.ports).0;
     // What leaves with an address of the node may only use the range set aside for it: other ports are the
     // host's own. Everybody else keeps its port if it can.
-    let own_port = forward.state & state::MASQUERADE == 0 || forward.src != config_address::<F>(config);
+    let own_port = reply.state & state::MASQUERADE == 0 || key.dst != config_address::<F>(config);
     let mut attempt = 0;
     while attempt < PORT_TRIES {
         if !(own_port && attempt == 0) {
             let offset = scale(finish(mix(hash, attempt)), u32::from(config.masquerade_count));
             let port = config.masquerade_first.wrapping_add(offset as u16);
-            forward.ports = join_ports(port.to_be(), backend_port);
+            key.ports = join_ports(backend_port, port.to_be());
         }
-        let back = peer_key(forward, key.proto);
-        if tables.claim(&back, reply) || may_replace(&back, reply, tables, now) {
+        if tables.claim(key, reply) || may_replace(key, reply, tables, now) {
             return true;
         }
         attempt += 1;
@@ -262,37 +269,25 @@ fn may_replace<F: Family, T: Tables<F>>(
     tables.put(back, reply)
 }
 
-/// The entry for the way back: from the backend's address to what the client asked for.
+/// Makes the entry at `key` the one of the other direction.
 #[inline(always)]
-fn reply_entry<A: Copy>(key: &FlowKey<A>, forward: &Flow<A>, back: Exit) -> Flow<A> {
-    Flow {
-        src: key.dst,
-        dst: key.src,
-        ports: swap_ports(key.ports),
-        ifindex: back.ifindex,
-        mac: back.mac,
-        exit: back.kind,
-        state: forward.state | state::REPLY,
-        seen: forward.seen,
-        service: forward.service,
-        backend: forward.backend,
-    }
+fn turn<A: Address>(flow: &mut Flow<A>, key: &FlowKey<A>) {
+    let (there, back) = (Exit::of_flow(flow), Exit::back_of_flow(flow));
+    flow.src = key.dst;
+    flow.dst = key.src;
+    flow.ports = swap_ports(key.ports);
+    (flow.ifindex, flow.mac, flow.exit) = (back.ifindex, back.mac, back.kind);
+    (flow.from_ifindex, flow.from_mac, flow.from) = (there.ifindex, there.mac, there.kind);
+    flow.state ^= state::REPLY;
 }
 
 /// Writes the entry of the way back anew, if it was evicted under a flow that is alive.
 #[inline(always)]
-pub(crate) fn restore_reply<F: Family, T: Tables<F>>(
-    hook: Hook,
-    ifindex: u32,
-    packet: &Packet<F>,
-    flow: &Flow<F::Addr>,
-    tables: &T,
-) {
-    let Some(config) = tables.config() else { return };
-    if let Ok(back) = way_back(hook, ifindex, &packet.key.src, &config, tables) {
-        // A key taken by another flow meanwhile stays with that one.
-        let _ = tables.claim(&peer_key(flow, packet.key.proto), &reply_entry(&packet.key, flow, back));
-    }
+pub(crate) fn restore_reply<F: Family, T: Tables<F>>(packet: &Packet<F>, flow: &Flow<F::Addr>, tables: &T) {
+    let mut reply = *flow;
+    turn(&mut reply, &packet.key);
+    // A key taken by another flow meanwhile stays with that one.
+    let _ = tables.claim(&peer_key(flow, packet.key.proto), &reply);
 }
 
 /// The address a backend shall see as its client, and whether that is another than the client's own.
@@ -339,41 +334,28 @@ fn locate<F: Family, T: Tables<F>>(
     }
 }
 
-/// How to reach who sent the packet.
+/// How to reach who sent the packet. A pod's interface and MAC are its own: [`crate::guard`] has seen to that.
 #[inline(always)]
-pub(crate) fn way_back<F: Family, T: Tables<F>>(
-    hook: Hook,
-    ifindex: u32,
-    src: &F::Addr,
-    config: &Config,
-    tables: &T,
-) -> Result<Exit, Reason> {
+pub(crate) fn way_back<P: Frame>(hook: Hook, ifindex: u32, frame: &P, config: &Config) -> Option<Exit> {
     match hook {
-        Hook::Pod => match tables.endpoint(src) {
-            Some(endpoint) => Ok(Exit::pod(&endpoint)),
-            None => Err(Reason::Dangling),
-        },
-        Hook::Uplink => Ok(Exit::uplink(ifindex)),
-        _ => Ok(Exit::host(config.service_ifindex)),
+        Hook::Pod => Some(Exit { kind: portolan_abi::exit::POD, ifindex, mac: source_mac(frame)? }),
+        Hook::Uplink => Some(Exit::uplink(ifindex)),
+        _ => Some(Exit::host(config.service_ifindex)),
     }
 }
 
 /// Tells the sender at once that nobody will answer.
 #[inline(always)]
-pub(crate) fn reject<F: Family, T: Tables<F>>(
+pub(crate) fn reject<F: Family, P: Frame>(
     hook: Hook,
     ifindex: u32,
-    packet: &Packet<F>,
+    (packet, frame): (&Packet<F>, &P),
     config: &Config,
-    tables: &T,
     reason: Reason,
 ) -> Verdict<F> {
-    if !may_answer(packet) {
-        return Verdict::Drop(reason);
-    }
-    match way_back(hook, ifindex, &packet.key.src, config, tables) {
-        Ok(back) => Verdict::Reject(back, reason),
-        Err(lost) => Verdict::Drop(lost),
+    match way_back(hook, ifindex, frame, config) {
+        Some(back) if may_answer(packet) => Verdict::Reject(back, reason),
+        _ => Verdict::Drop(reason),
     }
 }
 

@@ -124,6 +124,13 @@ impl Exit {
         Self { kind: flow.exit, ifindex: flow.ifindex, mac: flow.mac }
     }
 
+    /// The way back to who sends the packets of a flow entry.
+    #[inline(always)]
+    #[must_use]
+    pub fn back_of_flow<A: Address>(flow: &Flow<A>) -> Self {
+        Self { kind: flow.from, ifindex: flow.from_ifindex, mac: flow.from_mac }
+    }
+
     /// The outcome to count for a packet that leaves this way.
     #[inline(always)]
     #[must_use]

@@ -31,7 +31,7 @@ pub fn steps<F: Family, T: Tables<F>>(
     tables: &T,
     now: u32,
 ) -> (Verdict<F>, bool) {
-    let news = match established(hook, ifindex, frame, tables, now) {
+    let news = match established(hook, ifindex, frame, false, tables, now) {
         Short::Verdict(_, verdict) => return (verdict, true),
         Short::News => decide_known(hook, ifindex, frame, tables, now),
         Short::Unknown => None,
@@ -43,8 +43,8 @@ pub fn steps<F: Family, T: Tables<F>>(
         New::Verdict(verdict) => verdict,
         New::Open(choice) => match open(hook, ifindex, frame, choice, tables, now) {
             Err(reason) => Verdict::Drop(reason),
-            Ok(()) => match decide_known(hook, ifindex, frame, tables, now) {
-                Some((_, verdict)) => verdict,
+            Ok(()) => match opened(hook, ifindex, frame, tables, now) {
+                Some(verdict) => verdict,
                 None => Verdict::Drop(portolan_core::Reason::FlowTable),
             },
         },
@@ -54,6 +54,20 @@ pub fn steps<F: Family, T: Tables<F>>(
         },
     };
     (verdict, false)
+}
+
+fn opened<F: Family, T: Tables<F>>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &impl Frame,
+    tables: &T,
+    now: u32,
+) -> Option<Verdict<F>> {
+    match established(hook, ifindex, frame, true, tables, now) {
+        Short::Verdict(_, verdict) => Some(verdict),
+        Short::News => decide_known(hook, ifindex, frame, tables, now).map(|(_, verdict)| verdict),
+        Short::Unknown => None,
+    }
 }
 
 /// Decides on any bytes in both ways, carries the verdict out, and returns it with what came out.

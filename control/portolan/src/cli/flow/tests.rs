@@ -33,6 +33,10 @@ fn fabricated() -> Vec<FlowView> {
             seen: NOW - 14,
             service: 1,
             backend: 5,
+            from_ifindex: 12,
+            from_mac: [0; 3],
+            from: exit::POD,
+            zero: 0,
         },
     );
     let reply = (
@@ -62,6 +66,10 @@ fn fabricated() -> Vec<FlowView> {
             seen: NOW,
             service: 70,
             backend: 0,
+            from_ifindex: 0,
+            from_mac: [0; 3],
+            from: exit::STACK,
+            zero: 0,
         },
     );
     let mut flows = view::all::<V4>(&[request, reply], NOW);
@@ -118,6 +126,10 @@ fn every_set_of_bits_is_one_of_four_states() {
                 seen: NOW + 1,
                 service: 0,
                 backend: 0,
+                from_ifindex: 0,
+                from_mac: [0; 3],
+                from: exit::STACK,
+                zero: 0,
             },
         );
         let view = FlowView::new::<V4>(&key, &flow, NOW);
