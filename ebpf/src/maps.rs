@@ -1,12 +1,12 @@
 //! Definitions of all tables. Sizes are defaults: the loader may set others.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use portolan_abi::{
-    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service,
-    SlabLine, Words, counter,
+    Affinity, AffinityKey, Backend, Config, Endpoint, Event, Flow, FlowKey, Frontend, FrontendKey, Service,
+    SlabLine, Trace, Words, counter,
 };
 use portolan_core::{Family, V4, V6};
 
@@ -28,6 +28,8 @@ const FLOWS: usize = 1 << 18;
 
 /// Source ranges of all services of one family.
 const SOURCES: usize = 1 << 14;
+/// Bytes of events that wait for who watches.
+const EVENT_BYTES: usize = 1 << 18;
 /// Clients of one family that services with session affinity remember.
 const CLIENTS: usize = 1 << 16;
 
@@ -43,6 +45,16 @@ pub static SERVICES_ALL: Array<Service, SERVICES, MMAPABLE> = Array::new();
 /// Rings of backend indexes.
 #[btf_map]
 pub static SLAB: Array<SlabLine, SLAB_LINES, MMAPABLE> = Array::new();
+
+/// Which packets are watched: one record.
+#[btf_map]
+pub static TRACE: Array<Trace, 1, MMAPABLE> = Array::new();
+/// The packet that each CPU is at, while packets are watched.
+#[btf_map]
+pub static TRACED: PerCpuArray<Event, 1> = PerCpuArray::new();
+/// Packets for who watches. Without a type: a ring buffer has no values in the eyes of other loaders.
+#[btf_map]
+pub static EVENTS: RingBuf<(), EVENT_BYTES> = RingBuf::new();
 
 /// What a source range is a prefix of: [`portolan_abi::SourceKey`] without its length.
 #[repr(C)]

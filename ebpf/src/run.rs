@@ -17,6 +17,7 @@ use crate::apply::{self, Done};
 use crate::frame::Linear;
 use crate::maps;
 use crate::tables::{Maps, Route};
+use crate::trace;
 
 /// EtherTypes in the byte order of the context.
 const IPV4: u32 = V4::ETHERTYPE.to_be() as u32;
@@ -28,6 +29,7 @@ pub fn classify(ctx: &TcContext, hook: Hook) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: the context is valid for the whole run.
     let protocol = unsafe { (*skb).protocol };
+    trace::begin(skb, hook);
     let done = Done(match protocol {
         IPV4 => v4::steps(skb, hook),
         IPV6 => v6::steps(skb, hook),
@@ -35,6 +37,7 @@ pub fn classify(ctx: &TcContext, hook: Hook) -> i32 {
         _ => Done::new(counter::PASSED, TC_ACT_UNSPEC).0,
     });
     maps::count(done.outcome());
+    trace::end(skb, done.outcome());
     done.action()
 }
 

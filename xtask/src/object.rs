@@ -22,6 +22,8 @@ use verifier::Verified;
 /// The kernel's 512 bytes of stack do not hold both families and all steps of a decision at once, so each step has a
 /// frame of its own; they are called one after the other and never call each other.
 const SUBPROGRAMS: &[&str] = &[
+    "portolan_ebpf::trace::remember",
+    "portolan_ebpf::trace::show",
     "portolan_ebpf::run::v4::short",
     "portolan_ebpf::run::v4::known",
     "portolan_ebpf::run::v4::new",

@@ -9,6 +9,7 @@ mod config;
 pub mod counter;
 mod flow;
 mod service;
+mod trace;
 
 pub use config::Config;
 pub use flow::{Flow, FlowKey, exit, state};
@@ -16,6 +17,7 @@ pub use service::{
     Affinity, AffinityKey, Backend, Endpoint, Frontend, FrontendKey, Ring, SLAB_LINE, Service, SlabLine,
     SourceKey, backend_flag, endpoint_flag, frontend_flag, service_flag,
 };
+pub use trace::{Event, SHOWN_WORDS, Trace, trace_flag};
 
 /// Version of every layout in this crate.
 pub const VERSION: u32 = 1;

@@ -1,5 +1,14 @@
 //! The clock that flow entries are stamped with.
 
+use std::time::Duration;
+
+/// The time `later` than a time in ticks; up to a tick more.
+#[must_use]
+pub fn after(ticks: u32, later: Duration) -> u32 {
+    // Longer than 136 years is not asked for.
+    ticks.wrapping_add((later.as_nanos() >> 30) as u32 + 1)
+}
+
 /// Ticks of 2^30 ns (about 1.07 s) of `CLOCK_MONOTONIC_COARSE`, which is what `bpf_ktime_get_coarse_ns` reads.
 #[must_use]
 pub fn ticks() -> u32 {

@@ -11,6 +11,7 @@ pub mod maps;
 pub mod object;
 pub mod slab;
 mod sys;
+pub mod trace;
 
 pub use attach::{AttachError, Attacher, Direction, Mode};
 pub use maps::{FamilyTables, MapError, Tables};

@@ -14,6 +14,7 @@ mod pod;
 mod service;
 mod status;
 mod text;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -76,6 +77,12 @@ pub enum Command {
         Example:\n  portolan explain default/web-1 10.96.0.10:80"
     )]
     Explain(explain::Explain),
+    /// Watch live packets: how they come, what becomes of them, why they are dropped; works while no agent runs
+    #[command(
+        after_help = "Shows what the programs see, before and after translation. It ends by itself; nothing is slower afterwards.\n\n\
+        Example:\n  portolan trace --host 10.96.0.10 --drops"
+    )]
+    Trace(trace::Trace),
     /// Print the completion script of a shell
     #[command(after_help = "Example:\n  portolan completion bash > /etc/bash_completion.d/portolan")]
     Completion {
@@ -97,6 +104,7 @@ pub fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Drop(command) => drops::run(command, global)?,
         Command::Audit(output) => return audit::run(output, global),
         Command::Explain(explain) => explain::run(&explain, global)?,
+        Command::Trace(trace) => trace::run(&trace, global)?,
         Command::Completion { shell } => output::print(&completion::script(shell))?,
     }
     Ok(ExitCode::SUCCESS)

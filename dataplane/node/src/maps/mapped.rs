@@ -32,7 +32,7 @@ unsafe impl<T: Send> Send for Mapped<T> {}
 unsafe impl<T: Sync> Sync for Mapped<T> {}
 
 impl<T: Copy> Mapped<T> {
-    pub(super) fn new(name: &str, map: MapData) -> Result<Self, MapError> {
+    pub(crate) fn new(name: &str, map: MapData) -> Result<Self, MapError> {
         // The kernel rounds elements up to eight bytes.
         let stride = size_of::<T>().next_multiple_of(8);
         Self::map(name, map, size_of::<T>(), stride, 1)

@@ -25,12 +25,16 @@ pub mod name {
     pub const SERVICES: &str = "SERVICES_ALL";
     /// Rings of backend indexes.
     pub const SLAB: &str = "SLAB";
+    /// Which packets are watched: one [`portolan_abi::Trace`].
+    pub const TRACE: &str = "TRACE";
+    /// The watched packets.
+    pub const EVENTS: &str = "EVENTS";
     /// Of every family, with `_V4` or `_V6` behind it.
     pub const PER_FAMILY: [&str; 6] = ["FRONTENDS", "BACKENDS", "ENDPOINTS", "SOURCES", "AFFINITY", "FLOWS"];
 
     /// All names.
     pub fn all() -> impl Iterator<Item = String> {
-        let single = [CONFIG, COUNTERS, SERVICES, SLAB].into_iter().map(str::to_owned);
+        let single = [CONFIG, COUNTERS, SERVICES, SLAB, TRACE, EVENTS].into_iter().map(str::to_owned);
         let family = PER_FAMILY.into_iter().flat_map(|name| ["V4", "V6"].map(|v| format!("{name}_{v}")));
         single.chain(family)
     }
@@ -154,7 +158,7 @@ impl Tables {
     }
 }
 
-fn pinned(pins: &Path, name: &str) -> Result<MapData, MapError> {
+pub(crate) fn pinned(pins: &Path, name: &str) -> Result<MapData, MapError> {
     let path = pins.join(name);
     MapData::from_pin(&path).map_err(|error| {
         if path.exists() {
