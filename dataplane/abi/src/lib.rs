@@ -20,7 +20,7 @@ pub use service::{
 pub use trace::{Event, SHOWN_WORDS, Trace, trace_flag};
 
 /// Version of every layout in this crate.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// MAC address of the host's side of every pod interface and of the service device: `02:70:6f:72:74:6c`.
 ///

@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn every_view_comes_as_table_json_or_yaml() {
-        let commands: [&[&str]; 8] = [
+        let commands: [&[&str]; 9] = [
             &["status"],
             &["service", "list"],
             &["service", "show", "web"],
@@ -65,6 +65,7 @@ mod tests {
             &["drop", "list"],
             &["audit"],
             &["explain", "10.0.0.1", "10.96.0.10:80"],
+            &["trace"],
         ];
         for command in commands {
             for form in ["table", "json", "yaml"] {
