@@ -12,9 +12,11 @@ mod change;
 mod family;
 mod flows;
 mod index;
+mod ports;
 mod rings;
 mod sources;
 
 pub use applier::{Applier, ApplyError, Outcome, PortState, Refused, Usage};
 pub use audit::{Difference, audit};
 pub use flows::{Collected, ticks};
+pub use ports::PortUser;

@@ -230,7 +230,7 @@ async fn preparing_a_node_sets_forwarding_and_reserves_node_ports() {
     space.run("ip link add up0 type veth peer name up1");
     space.run("sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.up0.rp_filter=0 net.ipv4.conf.up1.rp_filter=2");
     let links = space.0.run(Links::new).await.unwrap().unwrap();
-    let changes = links.prepare_node(30000..=32767).await.unwrap();
+    let changes = links.prepare_node(&[30000..=32767]).await.unwrap();
     assert!(
         changes.iter().any(|change| change.path == "net/ipv4/ip_forward" && change.from == "0"),
         "{changes:?}"
@@ -249,7 +249,7 @@ async fn preparing_a_node_sets_forwarding_and_reserves_node_ports() {
     ] {
         assert_eq!(space.sysctl(&format!("net/{path}")), value, "{path}");
     }
-    assert_eq!(links.prepare_node(30000..=32767).await.unwrap(), [], "a second time changes nothing");
+    assert_eq!(links.prepare_node(&[30000..=32767]).await.unwrap(), [], "a second time changes nothing");
 }
 
 #[tokio::test]

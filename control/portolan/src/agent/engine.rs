@@ -18,6 +18,7 @@ use portolan_source::Update;
 
 use super::Options;
 use super::network::Network;
+use super::ports::PortWatch;
 use super::programs::{Programs, Role};
 use super::state::{Core, Shared};
 use crate::metrics::Metrics;
@@ -43,6 +44,7 @@ pub(super) struct Engine {
     /// MTU that the service device was last given, if it was since the start.
     service_mtu: Option<u32>,
     uplinks: Vec<Interface>,
+    ports: PortWatch,
 }
 
 impl Engine {
@@ -54,8 +56,19 @@ impl Engine {
         service_ifindex: u32,
     ) -> Self {
         let options = options.clone();
-        let (service_mtu, uplinks) = (None, Vec::new());
-        Self { options, links, programs, shared, network, metrics, service_ifindex, service_mtu, uplinks }
+        let (service_mtu, uplinks, ports) = (None, Vec::new(), PortWatch::default());
+        Self {
+            options,
+            links,
+            programs,
+            shared,
+            network,
+            metrics,
+            service_ifindex,
+            service_mtu,
+            uplinks,
+            ports,
+        }
     }
 
     /// Changes of interfaces from now on.
@@ -268,6 +281,16 @@ impl Engine {
                 Ok(_) => {}
                 Err(err) => tracing::error!(%err, "collecting flows"),
             }
+        });
+    }
+
+    /// Warns while flows find no masquerade port.
+    pub(super) fn watch_ports(&mut self) {
+        let range = self.options.masquerade_range;
+        tokio::task::block_in_place(|| {
+            let mut core = self.shared.core();
+            let warning = self.ports.look(&core, range);
+            set_warning(&mut core, "masquerade ports", warning);
         });
     }
 

@@ -7,6 +7,7 @@ mod install;
 mod log;
 mod network;
 mod options;
+mod ports;
 mod programs;
 mod socket;
 mod state;
@@ -61,6 +62,7 @@ pub fn run(options: Options, global: &Global) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
+    let reserved = options.reserved_ports()?;
     let features = probe(&options, &global)?;
     // Bound now, so that a second agent or a taken port is found before anything is changed; served once the
     // node is ready.
@@ -69,7 +71,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
         format!("listening on {} for metrics: choose another --metrics", options.metrics)
     })?);
     let links = Links::new().context("opening netlink in the node's network namespace")?;
-    for change in links.prepare_node(options.node_ports()).await? {
+    for change in links.prepare_node(&reserved).await? {
         tracing::info!(path = change.path, from = change.from, to = change.to, "sysctl set");
     }
     let mode = if features.tcx && !options.force_clsact { Mode::Tcx } else { Mode::Clsact };
@@ -104,6 +106,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
             _ = collect.tick() => {
                 engine.retry();
                 engine.collect();
+                engine.watch_ports();
             }
             _ = audit.tick() => engine.audit(),
             _ = terminate.recv() => break,

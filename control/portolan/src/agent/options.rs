@@ -83,8 +83,22 @@ impl Options {
         Sizes { services, slots, backends, frontends, sources, clients, flows }
     }
 
-    pub(super) fn node_ports(&self) -> RangeInclusive<u16> {
-        self.node_port_range.0..=self.node_port_range.1
+    /// Ports that no local connection may take as its source: NodePorts, and those for masqueraded flows.
+    ///
+    /// # Errors
+    /// The two ranges overlap: an answer to a masqueraded flow would be taken for a request.
+    pub(super) fn reserved_ports(&self) -> anyhow::Result<[RangeInclusive<u16>; 2]> {
+        let (nodes, masquerade) = (self.node_port_range, self.masquerade_range);
+        if nodes.0 <= masquerade.1 && masquerade.0 <= nodes.1 {
+            anyhow::bail!(
+                "--masquerade-range {}-{} and --node-port-range {}-{} overlap: give them different ports",
+                masquerade.0,
+                masquerade.1,
+                nodes.0,
+                nodes.1
+            );
+        }
+        Ok([nodes.0..=nodes.1, masquerade.0..=masquerade.1])
     }
 }
 
@@ -135,5 +149,34 @@ fn ports(text: &str) -> Result<(u16, u16), String> {
     match (first.trim().parse::<u16>(), last.trim().parse::<u16>()) {
         (Ok(first), Ok(last)) if 0 < first && first <= last => Ok((first, last)),
         _ => Err(expected()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn ranges_of_ports_that_overlap_are_refused_with_both_options_named() {
+        let with = |range: &str| {
+            let line = ["agent", "--node-name", "a", "--source", "dir:/x", "--masquerade-range", range];
+            Arguments::try_parse_from(line).unwrap().options.reserved_ports()
+        };
+        assert_eq!(with("10240-29999").unwrap(), [30_000..=32_767, 10_240..=29_999]);
+        for range in ["29999-30000", "32767-32768", "31000-31001", "1024-65535"] {
+            let refused = with(range).unwrap_err().to_string();
+            assert!(
+                refused.contains("--masquerade-range") && refused.contains("--node-port-range"),
+                "{refused}"
+            );
+        }
     }
 }

@@ -30,11 +30,12 @@ impl Links {
     /// - Reverse-path filtering: the kernel uses the larger of `all.rp_filter` and the interface's. A filter
     ///   in `all` would hit our devices, on which asymmetric paths are the rule. So its strictness moves to
     ///   every other interface (and to `default`) and `all` becomes 0: nothing else filters less.
-    /// - `node_ports` joins `ip_local_reserved_ports`, so that no local connection takes one as its source.
+    /// - `reserved` joins `ip_local_reserved_ports`, so that no local connection takes one as its source.
     ///
     /// # Errors
     /// [`Error::Sysctl`] with the path that could not be set.
-    pub async fn prepare_node(&self, node_ports: RangeInclusive<u16>) -> Result<Vec<SysctlChange>, Error> {
+    pub async fn prepare_node(&self, reserved: &[RangeInclusive<u16>]) -> Result<Vec<SysctlChange>, Error> {
+        let reserved = reserved.to_vec();
         self.call(move |_| {
             let mut changes = Changes::default();
             keep_router_advertisements(&mut changes)?;
@@ -43,7 +44,7 @@ impl Links {
                 changes.set("net/ipv6/conf/all/forwarding", "1")?;
             }
             move_reverse_path_filter(&mut changes)?;
-            reserve_ports(&mut changes, node_ports)?;
+            reserve_ports(&mut changes, &reserved)?;
             Ok(changes.0)
         })
         .await
@@ -165,9 +166,10 @@ fn move_reverse_path_filter(changes: &mut Changes) -> Result<(), Error> {
     changes.set("net/ipv4/conf/all/rp_filter", "0")
 }
 
-fn reserve_ports(changes: &mut Changes, range: RangeInclusive<u16>) -> Result<(), Error> {
+fn reserve_ports(changes: &mut Changes, ranges: &[RangeInclusive<u16>]) -> Result<(), Error> {
     const PATH: &str = "net/ipv4/ip_local_reserved_ports";
-    let wanted = with_reserved_ports(&get(PATH).unwrap_or_default(), &range);
+    let now = get(PATH).unwrap_or_default();
+    let wanted = ranges.iter().fold(now, |list, range| with_reserved_ports(&list, range));
     changes.set(PATH, &wanted)
 }
 

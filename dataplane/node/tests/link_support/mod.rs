@@ -85,7 +85,7 @@ impl Node {
         space.run(&format!("ip addr add {NODE_V4}/24 dev up0"));
         space.run(&format!("ip addr add {NODE_V6}/64 dev up0 nodad"));
         let links = space.0.run(Links::new).await.unwrap().unwrap();
-        links.prepare_node(30000..=32767).await.unwrap();
+        links.prepare_node(&[30000..=32767]).await.unwrap();
         Self { space, links }
     }
 }
