@@ -28,58 +28,89 @@ pub struct Collected {
     pub stale: usize,
 }
 
+/// UDP services whose flows may point to a backend they no longer have.
+pub type Stale = HashSet<u32, RandomState>;
+
 impl Applier {
-    /// Removes flows that are over, those of pods that are gone (another may get the address), and UDP flows whose service lost their backend: a UDP client has no way to
-    /// learn that nobody listens, so it must not stay with who left.
+    /// [`collect`] with what this applier knows.
     ///
     /// # Errors
-    /// A table cannot be read or written.
+    /// As there.
     pub fn collect(&mut self, now: u32) -> Result<Collected, ApplyError> {
-        let stale = std::mem::take(&mut self.stale);
-        let result = collect(&self.tables.v4, &self.tables, &stale, now)
-            .and_then(|v4| Ok((v4, collect(&self.tables.v6, &self.tables, &stale, now)?)));
-        match result {
-            Ok((v4, v6)) => Ok(Collected {
-                seen: v4.seen + v6.seen,
-                expired: v4.expired + v6.expired,
-                stale: v4.stale + v6.stale,
-            }),
-            Err(error) => {
-                self.stale.extend(stale);
-                Err(error.into())
-            }
-        }
+        let stale = self.take_stale();
+        collect(&self.tables, &stale, now).map_err(|error| {
+            self.give_stale(stale);
+            error.into()
+        })
     }
 
-    /// Whether a change left flows that [`collect`](Self::collect) should look at soon.
+    /// Whether a change left something for [`collect`] to look at, which should be soon.
     #[must_use]
-    pub fn has_stale_flows(&self) -> bool {
+    pub fn has_stale(&self) -> bool {
         !self.stale.is_empty()
+    }
+
+    /// What a change left for [`collect`] to look at.
+    pub fn take_stale(&mut self) -> Stale {
+        std::mem::take(&mut self.stale)
+    }
+
+    /// What could not be looked at.
+    pub fn give_stale(&mut self, stale: Stale) {
+        self.stale.extend(stale);
     }
 }
 
-fn collect<F: NodeFamily>(
+/// Removes flows that are over, those of pods that are gone (another may get the address), and UDP flows whose service
+/// lost their backend: a UDP client has no way to learn that nobody listens, so it must not stay with who left.
+///
+/// Services may be changed meanwhile. A set that is replaced twice while it is read may cost a flow its entry; its next
+/// packet then opens it anew.
+///
+/// # Errors
+/// A table cannot be read or written.
+pub fn collect(tables: &Tables, stale: &Stale, now: u32) -> Result<Collected, MapError> {
+    let v4 = collect_family(&tables.v4, tables, stale, now)?;
+    let v6 = collect_family(&tables.v6, tables, stale, now)?;
+    Ok(Collected { seen: v4.seen + v6.seen, expired: v4.expired + v6.expired, stale: v4.stale + v6.stale })
+}
+
+fn collect_family<F: NodeFamily>(
     family: &FamilyTables<F>,
     tables: &Tables,
-    stale: &HashSet<u32, RandomState>,
+    stale: &Stale,
     now: u32,
 ) -> Result<Collected, MapError> {
-    let all = family.flows.dump()?;
-    // Listed after the flows: a pod whose flow was listed is in this list, unless it is gone.
-    let pods: HashSet<u32, RandomState> =
-        family.endpoints.dump()?.iter().map(|(_, pod)| pod.ifindex).collect();
-    let mut found = Collected { seen: all.len(), ..Collected::default() };
-    for (key, flow) in all {
-        let expired = is_expired(key.proto, &flow, now);
-        let lost = || stale.contains(&flow.service) && lost_backend(&key, &flow, tables);
-        let orphan = flow.exit == exit::POD && !pods.contains(&flow.ifindex);
-        let gone = !expired && (orphan || lost());
-        if (expired || gone) && remove_unchanged(family, &key, &flow)? {
+    let (mut seen, mut over, mut maybe_orphans) = (0, Vec::new(), Vec::new());
+    let pods = pods(family)?;
+    family.flows.each(|key, flow| {
+        seen += 1;
+        if is_expired(key.proto, &flow, now) {
+            over.push((key, flow, true));
+        } else if stale.contains(&flow.service) && lost_backend(&key, &flow, tables) {
+            over.push((key, flow, false));
+        } else if flow.exit == exit::POD && !pods.contains(&flow.ifindex) {
+            maybe_orphans.push((key, flow, false));
+        }
+    })?;
+    // A pod that came while the flows were listed is in a second list of pods.
+    if !maybe_orphans.is_empty() {
+        let pods = self::pods(family)?;
+        over.extend(maybe_orphans.into_iter().filter(|(_, flow, _)| !pods.contains(&flow.ifindex)));
+    }
+    let mut found = Collected { seen, ..Collected::default() };
+    for (key, flow, expired) in over {
+        if remove_unchanged(family, &key, &flow)? {
             found.expired += usize::from(expired);
-            found.stale += usize::from(gone);
+            found.stale += usize::from(!expired);
         }
     }
     Ok(found)
+}
+
+/// Interfaces of the pods there are.
+fn pods<F: NodeFamily>(family: &FamilyTables<F>) -> Result<HashSet<u32, RandomState>, MapError> {
+    Ok(family.endpoints.dump()?.iter().map(|(_, pod)| pod.ifindex).collect())
 }
 
 /// Whether a UDP flow's service has no such backend any more.

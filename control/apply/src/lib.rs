@@ -18,5 +18,5 @@ mod sources;
 
 pub use applier::{Applier, ApplyError, Outcome, PortState, Refused, Usage};
 pub use audit::{Difference, audit};
-pub use flows::{Collected, ticks};
+pub use flows::{Collected, Stale, collect, ticks};
 pub use ports::PortUser;

@@ -160,16 +160,15 @@ const DUMP: usize = 4096;
 /// Words of a batch's cursor: a number for hash tables, a whole key for prefix tables.
 const CURSOR: usize = 16;
 
-/// All elements of a hash or prefix table. What changes meanwhile may or may not be among them.
-pub(crate) fn dump<K: Copy, V: Copy>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+/// Hands every element of a hash or prefix table to `each`, some at a time. What changes meanwhile may or may not be
+/// among them.
+pub(crate) fn dump<K: Copy, V: Copy>(map: BorrowedFd<'_>, mut each: impl FnMut(K, V)) -> io::Result<()> {
     const { assert!(size_of::<K>() <= CURSOR * 8) };
-    let mut all = Vec::new();
     let mut room = DUMP;
     let mut cursor = [0u64; CURSOR];
     let mut first = true;
+    let (mut keys, mut values) = (Vec::<K>::with_capacity(room), Vec::<V>::with_capacity(room));
     loop {
-        let mut keys = Vec::<K>::with_capacity(room);
-        let mut values = Vec::<V>::with_capacity(room);
         let mut next = [0u64; CURSOR];
         let fields = Batch {
             cursor_in: if first { 0 } else { (&raw const cursor) as u64 },
@@ -187,6 +186,7 @@ pub(crate) fn dump<K: Copy, V: Copy>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, 
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
             Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 22 => {
                 room *= 2;
+                (keys, values) = (Vec::with_capacity(room), Vec::with_capacity(room));
                 continue;
             }
             Err(error) => return Err(error),
@@ -196,9 +196,9 @@ pub(crate) fn dump<K: Copy, V: Copy>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, 
             keys.set_len(count as usize);
             values.set_len(count as usize);
         }
-        all.extend(keys.into_iter().zip(values));
+        keys.drain(..).zip(values.drain(..)).for_each(|(key, value)| each(key, value));
         if done {
-            return Ok(all);
+            return Ok(());
         }
         cursor = next;
         first = false;

@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use ipnetwork::IpNetwork;
 use portolan_abi::{Config, Words};
-use portolan_apply::Applier;
+use portolan_apply::{Applier, Collected};
 use portolan_core::{V4, V6};
 use portolan_model::{self as model, ServiceKey};
+use portolan_node::Tables;
 use portolan_node::attach::Interface;
 use portolan_node::link::{Event, Links, RouteReport, SERVICE_DEVICE, ServiceSources, Watch};
 use portolan_node::maps::NodeFamily;
@@ -45,6 +46,8 @@ pub(super) struct Engine {
     service_mtu: Option<u32>,
     uplinks: Vec<Interface>,
     ports: PortWatch,
+    /// For what is done beside the applier.
+    tables: Arc<Tables>,
 }
 
 impl Engine {
@@ -53,21 +56,21 @@ impl Engine {
         links: Links,
         programs: Arc<Programs>,
         (shared, network, metrics): (Arc<Shared>, Arc<Network>, Arc<Metrics>),
+        tables: Tables,
         service_ifindex: u32,
     ) -> Self {
-        let options = options.clone();
-        let (service_mtu, uplinks, ports) = (None, Vec::new(), PortWatch::default());
         Self {
-            options,
+            options: options.clone(),
             links,
             programs,
             shared,
             network,
             metrics,
             service_ifindex,
-            service_mtu,
-            uplinks,
-            ports,
+            service_mtu: None,
+            uplinks: Vec::new(),
+            ports: PortWatch::default(),
+            tables: Arc::new(tables),
         }
     }
 
@@ -265,21 +268,20 @@ impl Engine {
         }
     }
 
-    /// Removes flows that are over.
+    /// Removes flows that are over, beside everything else: there may be hundreds of thousands.
     pub(super) fn collect(&self) {
-        tokio::task::block_in_place(|| {
-            let mut core = self.shared.core();
-            match core.applier.collect(portolan_apply::ticks()) {
-                Ok(found) if found.expired + found.stale > 0 => {
-                    tracing::debug!(
-                        entries = found.seen,
-                        expired = found.expired,
-                        stale = found.stale,
-                        "flows"
-                    );
+        let (shared, tables) = (Arc::clone(&self.shared), Arc::clone(&self.tables));
+        tokio::task::spawn_blocking(move || {
+            let stale = shared.core().applier.take_stale();
+            match portolan_apply::collect(&tables, &stale, portolan_apply::ticks()) {
+                Ok(Collected { seen, expired, stale }) if expired + stale > 0 => {
+                    tracing::debug!(entries = seen, expired, stale, "flows");
                 }
                 Ok(_) => {}
-                Err(err) => tracing::error!(%err, "collecting flows"),
+                Err(err) => {
+                    shared.core().applier.give_stale(stale);
+                    tracing::error!(%err, "collecting flows");
+                }
             }
         });
     }
@@ -355,7 +357,7 @@ impl Engine {
             let mut core = self.shared.core();
             let settled = core.applier.settle();
             note(&mut core, "grace", settled.map_err(Into::into));
-            core.applier.has_stale_flows()
+            core.applier.has_stale()
         };
         if stale {
             self.collect();

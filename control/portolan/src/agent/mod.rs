@@ -77,6 +77,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let mode = if features.tcx && !options.force_clsact { Mode::Tcx } else { Mode::Clsact };
     let object = Object::load(Some(&global.pins), options.sizes())?;
     let applier = Applier::open(object.tables()?)?;
+    let tables = object.tables()?;
     let programs = Arc::new(Programs::new(object, mode, &global.pins));
     let network = Arc::new(Network::new(links.clone(), Arc::clone(&programs), &options)?);
     let rules = portolan_plan::Options { external_ips: options.external_ips };
@@ -85,7 +86,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new());
     let service = links.ensure_service_device(service_mtu(&options, &links).await?).await?;
     let parts = (Arc::clone(&shared), Arc::clone(&network), Arc::clone(&metrics));
-    let mut engine = Engine::new(&options, links, programs, parts, service.ifindex);
+    let mut engine = Engine::new(&options, links, programs, parts, tables, service.ifindex);
 
     // Watch first, then read: what changes in between is not lost.
     let mut events = engine.watch().await?;

@@ -95,6 +95,16 @@ impl<K: Copy, V: Copy> Hash<K, V> {
     /// # Errors
     /// The kernel refuses.
     pub fn dump(&self) -> Result<Vec<(K, V)>, MapError> {
-        sys::dump(self.fd()).map_err(|error| MapError::kernel("dumping", &self.name, error))
+        let mut all = Vec::new();
+        self.each(|key, value| all.push((key, value)))?;
+        Ok(all)
+    }
+
+    /// Hands every element to `each`, in no order, without ever holding all of them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn each(&self, each: impl FnMut(K, V)) -> Result<(), MapError> {
+        sys::dump(self.fd(), each).map_err(|error| MapError::kernel("dumping", &self.name, error))
     }
 }
