@@ -180,7 +180,7 @@ fn opened(done: u64) -> u64 {
 #[inline(always)]
 fn error<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
     let frame = Linear::new(skb);
-    let errand = decide_error::<F, _, _>(&frame, &Maps::new(skb));
+    let errand = decide_error::<F, _, _>(hook, &frame, &Maps::new(skb));
     match errand.finding {
         Finding::Flow => apply::error::<F>(skb, hook, &errand.translation, errand.exit).0,
         Finding::Expired => Done::new(Reason::Ttl as u32, TC_ACT_SHOT).0,

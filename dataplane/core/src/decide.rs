@@ -36,7 +36,7 @@ pub fn decide<F: Family, T: Tables<F>, P: Frame>(
             },
             Err(reason) => Verdict::Drop(reason),
         },
-        New::Other => match decide_error(frame, tables).verdict() {
+        New::Other => match decide_error(hook, frame, tables).verdict() {
             Some(verdict) => verdict,
             None => decide_other(hook, ifindex, frame, tables),
         },
@@ -134,15 +134,15 @@ pub fn open<F: Family, T: Tables<F>, P: Frame>(
     }
 }
 
-/// The part of [`decide`] for ICMP errors about flows in the table. The packet's addresses have been checked by
+/// The part of [`decide`] for ICMP errors about flows, in the table or of another node. The packet's addresses have been checked by
 /// [`decide_new`].
 #[inline(always)]
-pub fn decide_error<F: Family, T: Tables<F>, P: Frame>(frame: &P, tables: &T) -> Errand<F> {
+pub fn decide_error<F: Family, T: Tables<F>, P: Frame>(hook: Hook, frame: &P, tables: &T) -> Errand<F> {
     let packet = parse::<F, P>(frame);
     if packet.kind != Kind::IcmpError {
         return Errand::foreign();
     }
-    icmp::error(&packet, frame, tables)
+    icmp::error(hook, &packet, frame, tables)
 }
 
 /// The part of [`decide`] for what else has no ports. The packet's addresses have been checked by [`decide_new`].

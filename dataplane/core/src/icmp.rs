@@ -3,10 +3,13 @@
 //! An error quotes the packet it is about as it was on the wire. Seen from the node, the error travels like the
 //! packets of the opposite direction of that flow, so one look-up with the quoted addresses turned around gives
 //! everything: where it goes, and what the quoted packet looked like before translation (RFC 5508 4).
+//!
+//! An error about a service's answer goes to the service's address, and from there to any node that announces it, not
+//! only to the one that keeps the flow. All nodes choose alike, so every one of them can compute the backend.
 
-use portolan_abi::{Flow, FlowKey, frontend_flag};
+use portolan_abi::{FlowKey, exit, frontend_flag};
 
-use crate::wire::{ETHERNET, Fields, Frame, Kind, Packet, proto, swap_ports};
+use crate::wire::{ETHERNET, Fields, Frame, Kind, Packet, join_ports, proto, split_ports, swap_ports};
 use crate::{Address, Exit, Family, Hook, Reason, Tables, Verdict, checksum, service};
 
 /// Where the quoted packet starts.
@@ -99,6 +102,7 @@ impl<F: Family> Errand<F> {
 /// Decides on an ICMP error.
 #[inline(always)]
 pub(crate) fn error<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
     packet: &Packet<F>,
     frame: &P,
     tables: &T,
@@ -112,12 +116,38 @@ pub(crate) fn error<F: Family, T: Tables<F>, P: Frame>(
         ports: swap_ports(quoted.ports),
         proto: quoted.proto,
     };
-    let Some((flow, _)) = tables.flow(&travel) else { return Errand::foreign() };
-    let exit = Exit::of_flow(&flow);
-    let routed = exit.kind == portolan_abi::exit::UPLINK;
+    let Some(course) = course(hook, &travel, tables) else { return Errand::foreign() };
+    let routed = course.exit.kind == exit::UPLINK;
     let finding = if routed && packet.ttl <= 1 { Finding::Expired } else { Finding::Flow };
     let ttl = packet.ttl.saturating_sub(u8::from(routed));
-    Errand { finding, translation: translate(packet, &quoted, &flow, ttl), exit }
+    Errand { finding, translation: translate(packet, &quoted, &course, ttl), exit: course.exit }
+}
+
+/// What becomes of the packets of a flow.
+#[derive(Clone, Copy)]
+struct Course<A> {
+    src: A,
+    dst: A,
+    ports: u32,
+    exit: Exit,
+}
+
+/// The course that a flow has, or would have if it were of another node.
+#[inline(always)]
+fn course<F: Family, T: Tables<F>>(
+    hook: Hook,
+    key: &FlowKey<F::Addr>,
+    tables: &T,
+) -> Option<Course<F::Addr>> {
+    if let Some((flow, _)) = tables.flow(key) {
+        return Some(Course { src: flow.src, dst: flow.dst, ports: flow.ports, exit: Exit::of_flow(&flow) });
+    }
+    if hook != Hook::Uplink {
+        return None;
+    }
+    let (backend, exit) = service::elsewhere(hook, key, tables)?;
+    let ports = join_ports(split_ports(key.ports).0, backend.port);
+    Some(Course { src: key.src, dst: backend.addr, ports, exit })
 }
 
 /// The flow of the quoted packet, as it was on the wire.
@@ -136,7 +166,7 @@ fn quoted_key<F: Family, P: Frame>(frame: &P) -> Option<FlowKey<F::Addr>> {
 fn translate<F: Family>(
     packet: &Packet<F>,
     quoted: &FlowKey<F::Addr>,
-    flow: &Flow<F::Addr>,
+    flow: &Course<F::Addr>,
     ttl: u8,
 ) -> Translation<F> {
     // The backend itself speaks as the service; a router on the way keeps its own address.

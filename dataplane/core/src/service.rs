@@ -166,6 +166,27 @@ fn is_local(hook: Hook, frontend: Frontend, service: &Service) -> bool {
     }
 }
 
+/// The backend that another node has chosen for an outside client's flow, and the way there. Not where the choice
+/// depends on what only that node knows: the client's earlier flows, or which backends are its own.
+#[inline(always)]
+pub(crate) fn elsewhere<F: Family, T: Tables<F>>(
+    hook: Hook,
+    key: &FlowKey<F::Addr>,
+    tables: &T,
+) -> Option<(Backend<F::Addr>, Exit)> {
+    let Asked::Frontend(frontend) = resolve::<F, T>(hook, key, tables) else { return None };
+    let (config, service) = (tables.config()?, tables.service(frontend.service)?);
+    if service.affinity != 0 || is_local(hook, frontend, &service) {
+        return None;
+    }
+    let backend = select::backend(service.cluster, flow_hash(key, config.seed), tables)?;
+    let backend = tables.backend(backend)?;
+    if backend.flags & (backend_flag::LIVE | backend_flag::HOST) != backend_flag::LIVE {
+        return None;
+    }
+    Some((backend, locate(hook, &key.src, &backend, &config, tables).ok()?))
+}
+
 /// Writes both entries of a new flow; the packet's verdict is then that of its entry.
 #[inline(always)]
 pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(

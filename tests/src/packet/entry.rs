@@ -48,7 +48,7 @@ pub fn steps<F: Family, T: Tables<F>>(
                 None => Verdict::Drop(portolan_core::Reason::FlowTable),
             },
         },
-        New::Other => match decide_error(frame, tables).verdict() {
+        New::Other => match decide_error(hook, frame, tables).verdict() {
             Some(verdict) => verdict,
             None => decide_other(hook, ifindex, frame, tables),
         },
