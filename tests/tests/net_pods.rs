@@ -99,6 +99,14 @@ fn pods_have_the_mtu_of_the_uplink_and_large_transfers_fit() -> Result<()> {
         let most = 1400 - if v6 { 48 } else { 28 };
         pods[0].netns.run(&format!("ping -c 1 -W 2 -M do -s {most} {}", pods[1].address(v6)))?;
     }
+    // New pods get what the uplink has now; old ones are as sound as they were.
+    cluster.nodes[0].netns.ip("link set eth0 mtu 1300")?;
+    poll(Duration::from_secs(10), "a new pod has the uplink's new MTU", || {
+        let pod = Pod::add(&agents[0], "later").ok()?;
+        let link = read(&pod.netns.run("ip -j link show dev eth0").ok()?).ok()?;
+        (link[0]["mtu"] == 1300).then_some(())
+    })?;
+    ensure!(pods[0].call("CHECK")?.status.success(), "a pod of before");
     Ok(())
 }
 

@@ -222,7 +222,7 @@ async fn a_check_names_what_differs() {
     assert_eq!(differences(&node, &spec).await, [Difference::Address(spec.addresses[1])]);
     space.run("ip addr add fd77::1/128 dev eth0 nodad");
     space.run("ip link set eth0 mtu 1400");
-    assert_eq!(differences(&node, &spec).await, [Difference::Mtu(Side::Pod, 1400)]);
+    assert_eq!(differences(&node, &spec).await, [Difference::Mtu(1450, 1400)]);
     space.run("ip link set eth0 mtu 1450");
     space.run("ip -6 neigh del fe80::1 dev eth0");
     assert_eq!(
@@ -384,7 +384,10 @@ async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 async fn differences(node: &Node, spec: &PodLinkSpec) -> Vec<Difference> {
     match node.links.check_pod(spec).await {
-        Ok(()) => Vec::new(),
+        Ok(mtu) => {
+            assert_eq!(mtu, spec.mtu, "the MTU that CHECK tells");
+            Vec::new()
+        }
         Err(Error::Mismatch { differences, .. }) => differences,
         Err(error) => panic!("{error}"),
     }

@@ -272,8 +272,9 @@ impl PodNetwork for Network {
         let held = self.ready()?.get(&request.attachment).ok_or_else(|| {
             CniError::new(Code::UnknownContainer, "no pod was added under this container id and interface")
         })?;
-        let spec = self.spec(&request, &held.addresses)?;
-        self.links.check_pod(&spec).await.map_err(|err| {
+        let mut spec = self.spec(&request, &held.addresses)?;
+        // What it was then is compared with the result of then.
+        spec.mtu = self.links.check_pod(&spec).await.map_err(|err| {
             CniError::new(Code::CheckFailed, "the pod's interface is not as it was made")
                 .with_details(err.to_string())
         })?;

@@ -27,8 +27,8 @@ pub enum Difference {
     Down(Side),
     /// Another MAC address.
     Mac(Side),
-    /// Another MTU (what it is).
-    Mtu(Side, u32),
+    /// The two ends have different MTUs (the host's, the pod's): what is longer than one of them gets lost.
+    Mtu(u32, u32),
     /// The pod lacks this address.
     Address(IpAddr),
     /// This route is missing.
@@ -53,7 +53,7 @@ impl fmt::Display for Difference {
             Self::NotPeers => f.write_str("the pod's interface is not the peer of the host's"),
             Self::Down(side) => write!(f, "{side}: is down"),
             Self::Mac(side) => write!(f, "{side}: another MAC address"),
-            Self::Mtu(side, mtu) => write!(f, "{side}: MTU is {mtu}"),
+            Self::Mtu(host, pod) => write!(f, "the MTU is {host} on the host's side and {pod} in the pod"),
             Self::Address(address) => write!(f, "pod side: address {address} is missing"),
             Self::Route(side, route) => write!(f, "{side}: route {route} is missing"),
             Self::Neighbour(side, address) => write!(f, "{side}: neighbour {address} is missing or wrong"),
@@ -62,22 +62,23 @@ impl fmt::Display for Difference {
 }
 
 impl Links {
-    /// Compares both sides of a pod's interface with what [`Links::create_pod`] makes of `spec`. Additional
-    /// addresses and routes in the pod are fine: another plugin may have added them.
+    /// Compares both sides of a pod's interface with what [`Links::create_pod`] makes of `spec`, but for the MTU, which
+    /// may have been another then: what it is comes back. Additional addresses and routes in the pod are fine: another
+    /// plugin may have added them.
     ///
     /// # Errors
     /// [`Error::Mismatch`] with everything that differs.
-    pub async fn check_pod(&self, spec: &PodLinkSpec) -> Result<(), Error> {
+    pub async fn check_pod(&self, spec: &PodLinkSpec) -> Result<u32, Error> {
         spec.validate()?;
         let name = spec.host_name.clone();
         let host = self.call(move |socket| End::read(socket, &name)).await?;
         let name = spec.pod_ifname.clone();
         let pod = spec.netns.run(move || End::read(&mut Socket::open()?, &name)).await??;
         let differences = spec.differences(host.as_ref(), pod.as_ref());
-        if differences.is_empty() {
-            return Ok(());
+        match pod {
+            Some(pod) if differences.is_empty() => Ok(pod.link.mtu),
+            _ => Err(Error::Mismatch { name: spec.host_name.clone(), differences }),
         }
-        Err(Error::Mismatch { name: spec.host_name.clone(), differences })
     }
 }
 
@@ -107,10 +108,14 @@ impl End {
 impl PodLinkSpec {
     fn differences(&self, host: Option<&End>, pod: Option<&End>) -> Vec<Difference> {
         let mut found = Vec::new();
-        if let (Some(host), Some(pod)) = (host, pod)
-            && (host.link.peer != Some(pod.link.ifindex) || pod.link.peer != Some(host.link.ifindex))
-        {
-            found.push(Difference::NotPeers);
+        if let (Some(host), Some(pod)) = (host, pod) {
+            if host.link.peer != Some(pod.link.ifindex) || pod.link.peer != Some(host.link.ifindex) {
+                found.push(Difference::NotPeers);
+            }
+            // Not with the MTU of today: a pod keeps what its node had when it was added.
+            if host.link.mtu != pod.link.mtu {
+                found.push(Difference::Mtu(host.link.mtu, pod.link.mtu));
+            }
         }
         match host {
             None => found.push(Difference::Missing(Side::Host)),
@@ -142,9 +147,6 @@ impl PodLinkSpec {
         }
         if link.mac != Some(mac) {
             found.push(Difference::Mac(side));
-        }
-        if link.mtu != self.mtu {
-            found.push(Difference::Mtu(side, link.mtu));
         }
     }
 }
