@@ -1,6 +1,7 @@
 //! A cluster with a service and its pods: what most suites start from.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -136,6 +137,26 @@ impl Shop {
         let to = cluster_address(v6);
         let answer = || get(&self.client.netns, to).ok();
         poll(Duration::from_secs(20), "the service answers", answer).map(drop)
+    }
+
+    /// Waits until both agents have in their tables whatever was written before.
+    ///
+    /// # Errors
+    /// They do not within 5 s.
+    pub fn settle(&self) -> Result<()> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        // A service that nobody asks for, written last. Each file is read after what was written before it.
+        let name = format!("settled-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: lab}}\n\
+             spec: {{clusterIP: 10.96.255.254, ports: [{{port: 9}}]}}\n"
+        );
+        self.cluster.write("settled.yaml", &text)?;
+        for agent in &self.agents {
+            let there = || agent.view("service list -o json").ok()?.contains(&name).then_some(());
+            poll(Duration::from_secs(5), "the objects are in the tables", there)?;
+        }
+        Ok(())
     }
 
     /// Waits until both agents say that a service port has this many backends in all.
