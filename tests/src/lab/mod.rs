@@ -10,6 +10,7 @@ mod containerd;
 mod frames;
 mod load;
 mod netns;
+mod objects;
 mod pod;
 mod process;
 mod shop;
@@ -22,6 +23,7 @@ pub use containerd::{Container, Containerd};
 pub use frames::Frames;
 pub use load::{Datagrams, Load, LongLived, Tally, get, udp_ask};
 pub use netns::Netns;
+pub use objects::{Endpoint, object, slice};
 pub use pod::{Pod, operate};
 pub use process::{binary, poll, run};
 pub use shop::{
