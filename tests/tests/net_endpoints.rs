@@ -94,6 +94,9 @@ fn asked(shop: &Shop, v6: bool) -> [(&Netns, SocketAddr); 3] {
     ]
 }
 
+/// What the three backends say, and who serves: everywhere, or with a local policy on each node.
+type Phase<'a> = ([&'a str; 3], &'a [usize], [&'a [usize]; 2]);
+
 /// Ends backends while connections are opened all the time: none fails, and what is open stays with its backend. With
 /// `local` every node uses its own backends alone.
 fn falls_back_under_traffic(
@@ -112,8 +115,7 @@ fn falls_back_under_traffic(
     let open =
         clients.iter().map(|(netns, to)| LongLived::start(netns, *to, 4)).collect::<Result<Vec<_>>>()?;
     let (ready, ending) = (READY, TERMINATING);
-    // Backends' fields, and who serves: everywhere, or with a local policy on each node.
-    let phases: [([&str; 3], &[usize], [&[usize]; 2]); 4] = [
+    let phases: [Phase<'_>; 4] = [
         ([ready, ready, ready], &[0, 1, 2], [&[0, 1], &[2]]),
         ([ending, ready, ready], &[1, 2], [&[1], &[2]]),
         ([ending, ending, ending], &[0, 1, 2], [&[0, 1], &[2]]),

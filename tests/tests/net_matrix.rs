@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use portolan_tests::lab::{
-    AgentOptions, Condition, NODE_ADDRESSES, Netns, Pod, Shop, cluster_address, get, node_address,
+    AgentOptions, Condition, NODE_ADDRESSES, Netns, Pod, Shop, cluster_address, failure, get, node_address,
     public_address, service, udp_ask,
 };
 use serde_json::Value;
@@ -222,14 +222,13 @@ impl Stage {
     }
 
     fn check(&self, question: &Question) -> Result<()> {
-        let Question { cell, verdict, v6, udp, to } = *question;
+        let Question { cell, verdict, udp, to, .. } = *question;
         let netns = self.netns(cell.who);
         match verdict {
             Served(nodes) => self.is_served(question, nodes),
-            Refused(_) => is_failure(netns, udp, to, &[ErrorKind::ConnectionRefused]),
-            Dropped(_) => is_failure(netns, udp, to, &[ErrorKind::TimedOut, ErrorKind::WouldBlock]),
+            Refused(_) => fails(netns, udp, to, ErrorKind::ConnectionRefused),
+            Dropped(_) => fails(netns, udp, to, ErrorKind::TimedOut),
         }
-        .with_context(|| if v6 { "IPv6" } else { "IPv4" })
     }
 
     /// Asks until every expected backend has answered, but at least a few times, to hear of another one.
@@ -275,23 +274,10 @@ struct Question {
     to: SocketAddr,
 }
 
-/// A connection, or a question on a connected UDP socket, has one of these errors.
-fn is_failure(netns: &Netns, udp: bool, to: SocketAddr, expected: &[ErrorKind]) -> Result<()> {
-    let outcome = netns.enter(move || -> std::io::Result<()> {
-        if !udp {
-            return TcpStream::connect_timeout(&to, SILENCE).map(drop);
-        }
-        let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-        let socket = UdpSocket::bind((any, 0))?;
-        socket.connect(to)?;
-        socket.set_read_timeout(Some(SILENCE))?;
-        socket.send(b"ping")?;
-        socket.recv(&mut [0; 512]).map(drop)
-    })?;
-    match outcome {
-        Err(error) if expected.contains(&error.kind()) => Ok(()),
-        other => bail!("{other:?}"),
-    }
+fn fails(netns: &Netns, udp: bool, to: SocketAddr, expected: ErrorKind) -> Result<()> {
+    let outcome = failure(netns, udp, to, SILENCE)?;
+    ensure!(outcome == Some(expected), "{outcome:?}");
+    Ok(())
 }
 
 /// Where the counters do not tell what was refused and dropped. Each question is one packet, unless the machine is so

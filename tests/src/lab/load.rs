@@ -1,7 +1,7 @@
 //! Clients: single requests, a stream of short connections, long-lived connections.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,6 +94,27 @@ pub fn udp_ask(netns: &Netns, to: SocketAddr) -> Result<(String, String)> {
         let mut words = text.split_whitespace().map(str::to_owned);
         Ok((words.next().context("an empty answer")?, words.next().context("half an answer")?))
     })?
+}
+
+/// How asking fails, by opening a connection or by one question over UDP; `None`: it does not.
+///
+/// # Errors
+/// The namespace cannot be entered.
+pub fn failure(netns: &Netns, udp: bool, to: SocketAddr, patience: Duration) -> Result<Option<ErrorKind>> {
+    let ask = move || -> std::io::Result<()> {
+        if !udp {
+            return TcpStream::connect_timeout(&to, patience).map(drop);
+        }
+        let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(patience))?;
+        socket.send(b"ping")?;
+        socket.recv(&mut [0; 512]).map(drop)
+    };
+    let kind = netns.enter(ask)?.err().map(|error| error.kind());
+    // A socket's own timeout is called otherwise.
+    Ok(if kind == Some(ErrorKind::WouldBlock) { Some(ErrorKind::TimedOut) } else { kind })
 }
 
 /// Clients that run until they are told to stop.

@@ -21,7 +21,7 @@ pub use capture::Capture;
 pub use cluster::{Cluster, NODE_ADDRESSES, Node, SERVICE_ADDRESSES};
 pub use containerd::{Container, Containerd};
 pub use frames::Frames;
-pub use load::{Datagrams, Load, LongLived, Tally, get, udp_ask};
+pub use load::{Datagrams, Load, LongLived, Tally, failure, get, udp_ask};
 pub use netns::Netns;
 pub use objects::{Endpoint, object, slice};
 pub use pod::{Pod, operate};
