@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use portolan_tests::lab::{
@@ -86,6 +86,56 @@ fn a_client_with_affinity_moves_on_when_its_backend_leaves() -> Result<()> {
         shop.publish(|_| Some(portolan_tests::lab::Condition::Ready))?;
         shop.wait_for_backends(3)?;
         assert_eq!(servers(&shop.client.netns, to, 8)?[0], next, "the new choice is remembered");
+    }
+    Ok(())
+}
+
+/// Who answers one question over UDP from an address of the client's choice.
+fn ask_from(client: &Netns, from: IpAddr, to: SocketAddr) -> Result<String> {
+    client.enter(move || -> Result<String> {
+        let socket = UdpSocket::bind((from, 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.send(b"ping")?;
+        let mut buffer = [0; 512];
+        let len = socket.recv(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..len]).split(' ').next().context("an empty answer")?.to_owned())
+    })?
+}
+
+#[test]
+fn affinity_ends_with_its_timeout_and_every_connection_begins_it_anew() -> Result<()> {
+    let shop = Shop::open(&[0, 0, 1, 1])?;
+    change(&shop, "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: 2}}\n")?;
+    let client = &shop.cluster.client;
+    let mut remembered: Vec<(IpAddr, SocketAddr, String)> = Vec::new();
+    for number in 0x20..0x2c {
+        for (v6, address) in
+            [(false, format!("203.0.113.{number}")), (true, format!("2001:db8:c::{number:x}"))]
+        {
+            let options = if v6 { "/64 dev eth0 nodad" } else { "/24 dev eth0" };
+            client.ip(&format!("address add {address}{options}"))?;
+            let (from, to) = (address.parse()?, node_address(0, v6));
+            let server = ask_from(client, from, to)?;
+            assert_eq!(ask_from(client, from, to)?, server, "{from} asks again at once");
+            remembered.push((from, to, server));
+        }
+    }
+    // Two clients go on, for longer than the timeout and the second by which it is exact; the others are silent.
+    let (busy, silent) = remembered.split_at(2);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(3300) {
+        for (from, to, server) in busy {
+            assert_eq!(ask_from(client, *from, *to)?, *server, "{from} never stopped");
+        }
+    }
+    // That a client meets the same of four again by chance is nothing; that ten do is no chance.
+    for v6 in FAMILIES {
+        let mut moved = 0;
+        for (from, to, server) in silent.iter().filter(|(from, ..)| from.is_ipv6() == v6) {
+            moved += usize::from(ask_from(client, *from, *to)? != *server);
+        }
+        assert!(moved > 0, "IPv6 {v6}: all are remembered for longer than they may");
     }
     Ok(())
 }
