@@ -164,6 +164,39 @@ fn load_balancer_source_ranges_admit_only_whom_they_name() -> Result<()> {
     Ok(())
 }
 
+/// Whether one ICMP echo to an address is answered.
+fn is_pinged(client: &Netns, to: SocketAddr) -> bool {
+    client.run(&format!("ping -c 1 -W 0.5 {}", to.ip())).is_ok()
+}
+
+#[test]
+fn load_balancer_source_ranges_bind_ping_as_well() -> Result<()> {
+    let mut shop = Shop::open(&[0])?;
+    change(&shop, "  loadBalancerSourceRanges: [203.0.113.0/28, \"2001:db8:c::/64\", 192.0.2.11/32]\n")?;
+    for restarted in [false, true] {
+        for v6 in FAMILIES {
+            let (pod, host, outside) =
+                (&shop.client.netns, &shop.cluster.nodes[0].netns, &shop.cluster.client);
+            assert!(is_pinged(outside, public_address(v6)), "named, restarted {restarted}");
+            assert_eq!(is_pinged(host, public_address(v6)), !v6, "named over IPv4 alone");
+            assert!(!is_pinged(pod, public_address(v6)), "not named, restarted {restarted}");
+            assert!(is_pinged(pod, cluster_address(v6)), "ranges bind the load balancer's address alone");
+        }
+        shop.agents[0].restart()?;
+    }
+    change(&shop, "")?;
+    for v6 in FAMILIES {
+        assert!(is_pinged(&shop.client.netns, public_address(v6)), "without ranges everybody may come");
+    }
+    // Nobody answers for a service without a backend, named or not.
+    shop.publish(|_| Some(portolan_tests::lab::Condition::NotReady))?;
+    shop.wait_for_backends(0)?;
+    for v6 in FAMILIES {
+        assert!(!is_pinged(&shop.cluster.client, public_address(v6)));
+    }
+    Ok(())
+}
+
 #[test]
 fn external_traffic_policy_local_keeps_the_client_and_its_node() -> Result<()> {
     let shop = Shop::open(&[1])?;

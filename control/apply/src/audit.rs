@@ -102,9 +102,16 @@ fn want(port: &ServicePort, desired: &mut BTreeMap<Place, Behind>) {
         };
         desired.insert((frontend.addr.unwrap_or(any), frontend.port, protocol), behind);
         if let Some(addr) = frontend.addr {
-            let answers = if port.cluster.is_empty() { 0 } else { frontend_flag::ANSWERS };
             let mark = desired.entry((addr, 0, 0)).or_default();
-            mark.flags |= frontend_flag::VIP | answers;
+            let answered = mark.flags & frontend_flag::ANSWERS != 0;
+            let restricted = frontend_flags(port, frontend) & frontend_flag::SOURCES;
+            mark.flags |= frontend_flag::VIP;
+            if !port.cluster.is_empty() {
+                // One that is open to everybody opens the address to echo.
+                let others = if answered { mark.flags } else { frontend_flag::SOURCES };
+                mark.flags =
+                    (mark.flags & !frontend_flag::SOURCES) | (restricted & others) | frontend_flag::ANSWERS;
+            }
         }
     }
 }

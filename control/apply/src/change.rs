@@ -199,11 +199,11 @@ impl Applier {
         match port.name.family {
             Family::V4 => {
                 self.v4.claim(port, slot.index);
-                self.v4.count_vips(port, 1);
+                self.v4.count_vips(port, slot.index, 1);
             }
             Family::V6 => {
                 self.v6.claim(port, slot.index);
-                self.v6.count_vips(port, 1);
+                self.v6.count_vips(port, slot.index, 1);
             }
         }
     }
@@ -213,11 +213,11 @@ impl Applier {
         match port.name.family {
             Family::V4 => {
                 self.v4.disclaim(port, index);
-                self.v4.count_vips(port, -1);
+                self.v4.count_vips(port, index, -1);
             }
             Family::V6 => {
                 self.v6.disclaim(port, index);
-                self.v6.count_vips(port, -1);
+                self.v6.count_vips(port, index, -1);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! One family's frontends, marks and backends: what was written, and what is to be.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash as StdHash;
 use std::net::IpAddr;
 
@@ -55,11 +55,14 @@ impl Size {
     }
 }
 
-/// How often a service address is used, and by how many ports with a usable backend.
-#[derive(Debug, Default, Clone, Copy)]
+/// How often a service address is used, and by whom of those with a usable backend.
+#[derive(Debug, Default, Clone)]
 struct Vip {
     frontends: u32,
-    answering: u32,
+    /// Frontends that are open to everybody.
+    open: u32,
+    /// Services that admit their source ranges alone.
+    restricted: BTreeSet<u32>,
 }
 
 /// A backend's index and how many sets it is in.
@@ -151,14 +154,19 @@ where
         }
     }
 
-    /// Counts a port's addresses in (`by` 1) or out (-1).
-    pub(crate) fn count_vips(&mut self, port: &ServicePort, by: i32) {
-        let answering = if port.cluster.is_empty() { 0 } else { by };
+    /// Counts the addresses of a service's port in (`by` 1) or out (-1).
+    pub(crate) fn count_vips(&mut self, port: &ServicePort, service: u32, by: i32) {
         for frontend in &port.frontends {
             let Some(addr) = frontend.addr.and_then(F::of) else { continue };
             let vip = self.vips.entry(addr).or_default();
             vip.frontends = vip.frontends.saturating_add_signed(by);
-            vip.answering = vip.answering.saturating_add_signed(answering);
+            let restricted = frontend_flags(port, frontend) & frontend_flag::SOURCES != 0;
+            match (port.cluster.is_empty(), restricted) {
+                (true, _) => {}
+                (false, false) => vip.open = vip.open.saturating_add_signed(by),
+                (false, true) if by > 0 => drop(vip.restricted.insert(service)),
+                (false, true) => drop(vip.restricted.remove(&service)),
+            }
             self.touched.push(addr);
         }
     }
@@ -217,22 +225,27 @@ where
     }
 
     fn mark(&mut self, addr: F::Addr) {
-        let vip = self.vips.get(&addr).copied().unwrap_or_default();
         let mut flags = if self.nodes.contains(&addr) { frontend_flag::NODE } else { 0 };
-        if vip.frontends > 0 {
-            flags |= frontend_flag::VIP;
-        } else {
-            self.vips.remove(&addr);
-        }
-        if vip.answering > 0 {
-            flags |= frontend_flag::ANSWERS;
+        let mut service = 0;
+        match self.vips.get(&addr) {
+            Some(vip) if vip.frontends > 0 => {
+                flags |= frontend_flag::VIP;
+                if vip.open > 0 {
+                    flags |= frontend_flag::ANSWERS;
+                } else if let Some(first) = vip.restricted.first() {
+                    // Of several services on one address, a mark has room for the ranges of one.
+                    flags |= frontend_flag::ANSWERS | frontend_flag::SOURCES;
+                    service = *first;
+                }
+            }
+            _ => drop(self.vips.remove(&addr)),
         }
         let key = FrontendKey { addr, port: 0, proto: 0, zero: 0 };
         if flags == 0 {
             self.remove_if(key, |_| true);
             return;
         }
-        let value = Frontend { service: 0, flags };
+        let value = Frontend { service, flags };
         if self.written.insert(key, value) != Some(value) {
             self.changed.push(key);
         }

@@ -21,7 +21,8 @@ pub struct FrontendKey<A> {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Frontend {
-    /// Index of the service; meaningless on an address mark.
+    /// Index of the service; on an address mark with [`SOURCES`](frontend_flag::SOURCES), of the one whose ranges
+    /// count, and else meaningless.
     pub service: u32,
     /// See [`frontend_flag`].
     pub flags: u32,
@@ -31,7 +32,8 @@ pub struct Frontend {
 pub mod frontend_flag {
     /// The frontend is reachable from outside of the cluster (NodePort, load balancer, external IP).
     pub const EXTERNAL: u32 = 1;
-    /// Only clients of the service's source ranges are admitted (see [`SourceKey`](super::SourceKey)).
+    /// Only clients of the service's source ranges are admitted (see [`SourceKey`](super::SourceKey)); on a mark, to
+    /// ICMP echo.
     pub const SOURCES: u32 = 1 << 1;
     /// Mark: the address belongs to services only; what asks for an unknown port is rejected.
     pub const VIP: u32 = 1 << 8;

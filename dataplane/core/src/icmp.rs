@@ -190,12 +190,15 @@ pub(crate) fn echo<F: Family, T: Tables<F>, P: Frame>(
     (packet, frame): (&Packet<F>, &P),
     tables: &T,
 ) -> Option<Verdict<F>> {
-    let mark = service::mark::<F, T>(&packet.key.dst, tables);
-    if mark & frontend_flag::VIP == 0 || hook == Hook::PodEgress {
+    let mark = service::marked::<F, T>(&packet.key.dst, tables);
+    if mark.flags & frontend_flag::VIP == 0 || hook == Hook::PodEgress {
         return None;
     }
-    if mark & frontend_flag::ANSWERS == 0 {
+    if mark.flags & frontend_flag::ANSWERS == 0 {
         return Some(Verdict::Drop(Reason::Echo));
+    }
+    if !service::is_admitted::<F, T>(&mark, &packet.key.src, tables) {
+        return Some(Verdict::Drop(Reason::SourceRange));
     }
     let config = tables.config()?;
     Some(match service::way_back(hook, ifindex, frame, &config) {

@@ -63,13 +63,19 @@ pub(crate) fn is_admitted<F: Family, T: Tables<F>>(
     frontend.flags & frontend_flag::SOURCES == 0 || tables.admits(frontend.service, client)
 }
 
-/// The mark of an address; 0 if it is none of ours.
+/// The mark of an address, without any flag if it is none of ours.
+#[inline(always)]
+pub(crate) fn marked<F: Family, T: Tables<F>>(addr: &F::Addr, tables: &T) -> Frontend {
+    match tables.frontend(&FrontendKey { addr: *addr, port: 0, proto: 0, zero: 0 }) {
+        Some(mark) => mark,
+        None => Frontend { service: 0, flags: 0 },
+    }
+}
+
+/// The flags of an address's mark.
 #[inline(always)]
 pub(crate) fn mark<F: Family, T: Tables<F>>(addr: &F::Addr, tables: &T) -> u32 {
-    match tables.frontend(&FrontendKey { addr: *addr, port: 0, proto: 0, zero: 0 }) {
-        Some(mark) => mark.flags,
-        None => 0,
-    }
+    marked::<F, T>(addr, tables).flags
 }
 
 #[inline(always)]

@@ -234,6 +234,20 @@ impl World {
         frontends
     }
 
+    /// Whose source ranges bind echo to an address: the first service's, if no service with a backend is open there.
+    fn restriction(&self, addr: IpAddr) -> Option<(u32, u32)> {
+        let mut first = None;
+        for (index, service) in self.services.iter().enumerate().filter(|(_, it)| !it.cluster.is_empty()) {
+            for front in service.fronts.iter().filter(|front| front.addr == Some(addr)) {
+                if front.flags & frontend_flag::SOURCES == 0 {
+                    return None;
+                }
+                first.get_or_insert((index as u32, frontend_flag::SOURCES));
+            }
+        }
+        first
+    }
+
     fn marks<F: NodeFamily>(&self) -> Vec<(FrontendKey<F::Addr>, Frontend)> {
         let mut marks: Vec<(IpAddr, u32)> = Vec::new();
         let mut add = |addr, flags| match marks.iter_mut().find(|mark| mark.0 == addr) {
@@ -251,7 +265,8 @@ impl World {
         }
         let mark = |(addr, flags): (IpAddr, u32)| {
             let key = FrontendKey { addr: F::of(addr)?, port: 0, proto: 0, zero: 0 };
-            Some((key, Frontend { service: 0, flags }))
+            let (service, sources) = self.restriction(addr).unwrap_or((0, 0));
+            Some((key, Frontend { service, flags: flags | sources }))
         };
         marks.into_iter().filter_map(mark).collect()
     }
