@@ -116,7 +116,9 @@ fn a_refusal_names_the_field_by_its_path() {
 }
 
 #[test]
-fn an_affinity_timeout_outside_a_day_is_refused() {
+fn an_affinity_timeout_is_three_hours_or_what_the_object_says_within_a_day() {
+    let bare = json!({"clusterIP": "10.0.0.1", "ports": [{"port": 80}], "sessionAffinity": "ClientIP"});
+    assert_eq!(good_service(&service(bare)).affinity, Some(10_800));
     let with = |seconds: i64| {
         service(json!({
             "clusterIP": "10.0.0.1", "ports": [{"port": 80}], "sessionAffinity": "ClientIP",
