@@ -135,3 +135,30 @@ fn remove_unchanged<F: NodeFamily>(
         _ => Ok(false),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use portolan_abi::Words;
+    use portolan_node::{Object, Sizes};
+
+    use super::*;
+
+    #[test]
+    fn an_entry_that_a_packet_refreshed_after_it_was_listed_stays() {
+        let object = Object::load(None, Sizes::small()).expect("loading the programs needs root");
+        let family = object.tables().unwrap().v4;
+        let [client, backend] = [1, 2].map(|last| Words::<1>::from_octets([10, 244, 1, last]));
+        let key = FlowKey { src: client, dst: backend, ports: 7, proto: proto::UDP.into() };
+        let (src, dst, mac) = (client, backend, [0; 3]);
+        let (ifindex, exit, state, service, backend) = (1, exit::UPLINK, 0, 3, 4);
+        let listed = Flow { src, dst, ports: 7, ifindex, mac, exit, state, seen: 100, service, backend };
+        for refreshed in [Flow { seen: 101, ..listed }, Flow { backend: 5, ..listed }] {
+            family.flows.insert(&key, &refreshed).unwrap();
+            assert!(!remove_unchanged(&family, &key, &listed).unwrap());
+            assert_eq!(family.flows.get(&key).unwrap(), Some(refreshed));
+        }
+        family.flows.insert(&key, &listed).unwrap();
+        assert!(remove_unchanged(&family, &key, &listed).unwrap());
+        assert!(!remove_unchanged(&family, &key, &listed).unwrap(), "it is gone already");
+    }
+}
