@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketType, sockopt, sockopt::Timeout};
 
 use super::Netns;
 
@@ -32,13 +35,47 @@ impl Tally {
     }
 }
 
-/// One HTTP request on a connection of its own: server and client address as the server saw it.
+/// One HTTP request on a connection of its own, from a port that no other question had: server and client address as
+/// the server saw it.
 ///
 /// # Errors
 /// No answer.
 pub fn get(netns: &Netns, to: SocketAddr) -> Result<(String, String)> {
-    netns.enter(move || request_once(to))?
+    netns.enter(move || -> Result<(String, String)> {
+        let socket = bound(to, SocketType::STREAM)?;
+        sockopt::set_socket_timeout(&socket, Timeout::Send, Some(TIMEOUT))?;
+        net::connect(&socket, &to)
+            .map_err(std::io::Error::from)
+            .with_context(|| format!("connecting to {to}"))?;
+        let mut stream = TcpStream::from(socket);
+        prepare(&stream)?;
+        request(&mut stream)
+    })?
 }
+
+/// A socket with a port that no other of this process had before: what is asked from a port again may be of the flow
+/// that it had then, and a flow keeps its backend.
+fn bound(to: SocketAddr, kind: SocketType) -> Result<OwnedFd> {
+    let (family, any): (_, IpAddr) = if to.is_ipv4() {
+        (AddressFamily::INET, [0; 4].into())
+    } else {
+        (AddressFamily::INET6, [0; 16].into())
+    };
+    let socket = net::socket(family, kind, None)?;
+    for _ in 0..PORTS {
+        let port = FIRST_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
+        match net::bind(&socket, &SocketAddr::new(any, port)) {
+            Err(Errno::ADDRINUSE) => {}
+            other => return other.map(|()| socket).context("binding a port"),
+        }
+    }
+    bail!("every port is in use")
+}
+
+/// Ports of [`bound`]: of the kernel's own range, outside of those of nodes and masqueraded flows.
+const FIRST_PORT: u16 = 33_000;
+const PORTS: u16 = 27_000;
+static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 
 fn request_once(to: SocketAddr) -> Result<(String, String)> {
     let mut stream = connect(to)?;
@@ -47,10 +84,14 @@ fn request_once(to: SocketAddr) -> Result<(String, String)> {
 
 fn connect(to: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&to, TIMEOUT).with_context(|| format!("connecting to {to}"))?;
+    prepare(&stream)?;
+    Ok(stream)
+}
+
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+    stream.set_nodelay(true)
 }
 
 /// One request on an open connection.
@@ -77,14 +118,13 @@ fn request(stream: &mut TcpStream) -> Result<(String, String)> {
     Ok((words.next().context("an empty answer")?, words.next().context("half an answer")?))
 }
 
-/// One UDP question from a socket of its own: server and client address as the server saw it.
+/// One UDP question from a socket of its own, from a port that no other question had: server and client address as the server saw it.
 ///
 /// # Errors
 /// No answer in time; `ConnectionRefused` when the data plane says that nobody listens.
 pub fn udp_ask(netns: &Netns, to: SocketAddr) -> Result<(String, String)> {
     netns.enter(move || {
-        let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
-        let socket = UdpSocket::bind((any, 0))?;
+        let socket = UdpSocket::from(bound(to, SocketType::DGRAM)?);
         socket.connect(to)?;
         socket.set_read_timeout(Some(Duration::from_secs(2)))?;
         socket.send(b"ping")?;
