@@ -149,9 +149,22 @@ mod tests {
         let family = object.tables().unwrap().v4;
         let [client, backend] = [1, 2].map(|last| Words::<1>::from_octets([10, 244, 1, last]));
         let key = FlowKey { src: client, dst: backend, ports: 7, proto: proto::UDP.into() };
-        let (src, dst, mac) = (client, backend, [0; 3]);
-        let (ifindex, exit, state, service, backend) = (1, exit::UPLINK, 0, 3, 4);
-        let listed = Flow { src, dst, ports: 7, ifindex, mac, exit, state, seen: 100, service, backend };
+        let listed = Flow {
+            src: client,
+            dst: backend,
+            ports: 7,
+            ifindex: 1,
+            mac: [0; 3],
+            exit: exit::UPLINK,
+            state: 0,
+            seen: 100,
+            service: 3,
+            backend: 4,
+            from_ifindex: 2,
+            from_mac: [0; 3],
+            from: exit::UPLINK,
+            zero: 0,
+        };
         for refreshed in [Flow { seen: 101, ..listed }, Flow { backend: 5, ..listed }] {
             family.flows.insert(&key, &refreshed).unwrap();
             assert!(!remove_unchanged(&family, &key, &listed).unwrap());
