@@ -33,7 +33,7 @@ fn publish(shop: &Shop, fields: &[&str]) -> Result<()> {
 fn servers(netns: &Netns, to: SocketAddr) -> Result<BTreeSet<usize>> {
     let mut met = BTreeSet::new();
     for ask in [get as fn(&Netns, SocketAddr) -> Result<_>, udp_ask] {
-        for _ in 0..24 {
+        for _ in 0..16 {
             let (server, _) = ask(netns, to).with_context(|| format!("asking {to}"))?;
             met.insert(server.trim_start_matches('b').parse()?);
         }
@@ -110,7 +110,7 @@ fn falls_back_under_traffic(
     shop.settle()?;
     let clients: Vec<_> =
         FAMILIES.into_iter().flat_map(|v6| [0, 1].map(|node| ask(&shop, node, v6))).collect();
-    let pause = Duration::from_millis(5);
+    let pause = Duration::from_millis(10);
     let new = clients.iter().map(|(netns, to)| Load::start(netns, *to, pause)).collect::<Result<Vec<_>>>()?;
     let open =
         clients.iter().map(|(netns, to)| LongLived::start(netns, *to, 4)).collect::<Result<Vec<_>>>()?;
