@@ -24,6 +24,7 @@ const EDGES: &[(&str, Allowed)] = &[
     ("portolan-node", Only(&["portolan-abi", "portolan-core"])),
     ("portolan-model", Only(&[])),
     ("portolan-source", Only(&["portolan-model"])),
+    ("portolan-kubernetes", Only(&["portolan-model", "portolan-source"])),
     ("portolan-plan", Only(&["portolan-model"])),
     (
         "portolan-apply",
@@ -39,6 +40,7 @@ const EDGES: &[(&str, Allowed)] = &[
             "portolan-cni",
             "portolan-core",
             "portolan-ipam",
+            "portolan-kubernetes",
             "portolan-model",
             "portolan-node",
             "portolan-plan",

@@ -4,6 +4,7 @@
 //! to the machine's own interfaces.
 
 mod agent;
+mod api;
 mod capture;
 mod cluster;
 mod containerd;
@@ -17,6 +18,7 @@ mod shop;
 mod web;
 
 pub use agent::{Agent, AgentOptions};
+pub use api::{ApiServer, write_kubeconfig};
 pub use capture::Capture;
 pub use cluster::{Cluster, NODE_ADDRESSES, Node, SERVICE_ADDRESSES};
 pub use containerd::{Container, Containerd};

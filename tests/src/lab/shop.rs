@@ -79,7 +79,14 @@ impl Shop {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with(nodes: &[usize], options: &AgentOptions) -> Result<Self> {
-        let cluster = Cluster::new()?;
+        Self::open_in(Cluster::new()?, nodes, options)
+    }
+
+    /// As [`open_with`](Self::open_with), in a cluster that is there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in(cluster: Cluster, nodes: &[usize], options: &AgentOptions) -> Result<Self> {
         cluster.write_example("nodes.yaml")?;
         cluster.write("service.yaml", &service(""))?;
         let agents = cluster.start_agents(options)?;

@@ -14,19 +14,22 @@ mod state;
 mod uninstall;
 mod views;
 
+use std::any::Any;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use portolan_apply::Applier;
+use portolan_kubernetes::{ApiConfig, ClusterSource};
 use portolan_node::features::{Features, Places};
 use portolan_node::link::Links;
 use portolan_node::{Mode, Object};
 use portolan_plan::Planner;
-use portolan_source::FilesSource;
+use portolan_source::{FilesSource, Update};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use crate::cli::Global;
 use crate::metrics::{self, Metrics};
@@ -90,9 +93,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
 
     // Watch first, then read: what changes in between is not lost.
     let mut events = engine.watch().await?;
-    let SourceSpec::Dir(directory) = &options.source;
-    let (mut updates, _source) =
-        FilesSource::start(directory).with_context(|| format!("watching {}", directory.display()))?;
+    let (mut updates, _source) = start_source(&options).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut collect = tokio::time::interval(COLLECT);
@@ -133,6 +134,22 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     // Programs, tables and links stay: the node goes on forwarding without us.
     tracing::info!("stopped; the data plane goes on");
     Ok(())
+}
+
+/// Objects from now on, and what keeps them coming.
+async fn start_source(options: &Options) -> anyhow::Result<(mpsc::Receiver<Update>, Box<dyn Any + Send>)> {
+    match &options.source {
+        SourceSpec::Dir(directory) => {
+            let (updates, handle) =
+                FilesSource::start(directory).with_context(|| format!("watching {}", directory.display()))?;
+            Ok((updates, Box::new(handle)))
+        }
+        SourceSpec::Kubernetes(kubeconfig) => {
+            let config = ApiConfig { kubeconfig: kubeconfig.clone(), servers: options.api_servers.clone() };
+            let (updates, handle) = ClusterSource::start(config).await?;
+            Ok((updates, Box::new(handle)))
+        }
+    }
 }
 
 /// The smallest MTU of all uplinks: what is sent to a service may leave by any of them.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use http::Uri;
 use ipnetwork::IpNetwork;
 use portolan_node::Sizes;
 
@@ -16,9 +17,14 @@ pub struct Options {
     /// Name of this node's Node object
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
-    /// Where objects come from: dir:PATH, a directory of Kubernetes YAML
-    #[arg(long, value_name = "dir:PATH")]
+    /// Where objects come from: dir:PATH, a directory of Kubernetes YAML; or kubernetes, the API server of the cluster
+    /// that this process is a pod of; or kubernetes:KUBECONFIG
+    #[arg(long, value_name = "SOURCE")]
     pub source: SourceSpec,
+    /// Addresses of API servers (https://HOST:PORT) to use in turn instead of the configuration's: the agent must not
+    /// need the service address that it is to make work
+    #[arg(long = "apiserver", value_name = "URL", value_delimiter = ',')]
+    pub api_servers: Vec<Uri>,
     /// Address ranges of services, routed to the service device
     #[arg(long = "service-cidr", value_delimiter = ',', default_values = ["10.96.0.0/12", "fd00:10:96::/112"])]
     pub service_cidrs: Vec<IpNetwork>,
@@ -130,15 +136,22 @@ pub enum LogFormat {
 pub enum SourceSpec {
     /// A directory of Kubernetes YAML.
     Dir(PathBuf),
+    /// An API server, by a kubeconfig file; without one, the cluster's own.
+    Kubernetes(Option<PathBuf>),
 }
 
 impl FromStr for SourceSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("dir:") {
-            Some(path) if !path.is_empty() => Ok(Self::Dir(path.into())),
-            _ => Err("expected dir:PATH, a directory of Kubernetes YAML".to_owned()),
+        match text.split_once(':').map_or((text, None), |(kind, path)| (kind, Some(path))) {
+            ("dir", Some(path)) if !path.is_empty() => Ok(Self::Dir(path.into())),
+            ("kubernetes", None) => Ok(Self::Kubernetes(None)),
+            ("kubernetes", Some(path)) if !path.is_empty() => Ok(Self::Kubernetes(Some(path.into()))),
+            _ => Err(
+                "expected dir:PATH, a directory of Kubernetes YAML, or kubernetes, or kubernetes:KUBECONFIG"
+                    .to_owned(),
+            ),
         }
     }
 }
