@@ -135,4 +135,6 @@ impl Topology {
 }
 
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;
