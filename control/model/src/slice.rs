@@ -124,8 +124,20 @@ fn ports(
     Ok(ports)
 }
 
+/// Endpoints of one slice, as the API server allows them (`maxEndpoints` in Kubernetes' validation of discovery). Time and
+/// memory for one object are bounded, whoever wrote it.
+const ENDPOINTS_MAX: usize = 1000;
+
 /// An endpoint that is refused costs itself, not the slice: the others keep serving.
 fn endpoints(wires: &[wire::Endpoint], family: Family, warnings: &mut Vec<Invalid>) -> Vec<Endpoint> {
+    let wires = match wires.get(..ENDPOINTS_MAX) {
+        Some(first) if wires.len() > ENDPOINTS_MAX => {
+            let expected = format!("at most {ENDPOINTS_MAX}: put more into another slice");
+            warnings.push(Invalid::new("endpoints", expected, wires.len().to_string()));
+            first
+        }
+        _ => wires,
+    };
     let mut endpoints = Vec::with_capacity(wires.len());
     let mut last_node: Option<Name> = None;
     for (i, wire) in wires.iter().enumerate() {

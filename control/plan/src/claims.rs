@@ -132,12 +132,9 @@ impl Claims {
         (owner != service).then_some(owner)
     }
 
-    /// Everybody who claims a port of one of these addresses. Walks all claims: only for rare changes.
-    pub(crate) fn claimants_of(&self, addrs: &BTreeSet<IpAddr>, affected: &mut BTreeSet<ServiceKey>) {
-        if addrs.is_empty() {
-            return;
-        }
-        for (_, claimants) in self.by_claim.iter().filter(|(claim, _)| addrs.contains(&claim.addr)) {
+    /// Everybody who claims a port of certain addresses. Walks all claims: only for rare changes.
+    pub(crate) fn claimants_of(&self, wanted: impl Fn(IpAddr) -> bool, affected: &mut BTreeSet<ServiceKey>) {
+        for (_, claimants) in self.by_claim.iter().filter(|(claim, _)| wanted(claim.addr)) {
             affected.extend(claimants.all().cloned());
         }
     }

@@ -133,6 +133,10 @@ pub enum Reason {
     AddressConflict,
     /// The address is a node's own.
     NodeAddress,
+    /// The address is one that pods get.
+    PodAddress,
+    /// The NodePort is outside of the range.
+    NodePortRange,
     /// No ClusterIP was given, so there is nothing to serve.
     NoClusterIp,
     /// Source ranges name nobody of the family of a load balancer address.
@@ -145,6 +149,8 @@ impl Reason {
         match self {
             Reason::AddressConflict => "AddressConflict",
             Reason::NodeAddress => "NodeAddress",
+            Reason::PodAddress => "PodAddress",
+            Reason::NodePortRange => "NodePortRange",
             Reason::NoClusterIp => "NoClusterIP",
             Reason::NobodyAdmitted => "NobodyAdmitted",
         }

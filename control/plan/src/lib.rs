@@ -7,6 +7,7 @@ mod claims;
 mod desired;
 mod node;
 mod planner;
+mod pods;
 mod select;
 mod service;
 

@@ -9,6 +9,7 @@ use portolan_model::{Entry, Name, ServiceKey, Store, Touched};
 use smallvec::SmallVec;
 
 use crate::claims::{Age, Claim, Claims};
+use crate::pods::PodRanges;
 use crate::select::Place;
 use crate::service::{ClaimList, Context, Refused, claims_of, granted, plan, served};
 use crate::{Changes, Condition, NodePlan, ServicePlan, node};
@@ -19,6 +20,8 @@ pub struct Options {
     /// Serve `spec.externalIPs`. Off by default: whoever may write a Service could take over any address
     /// (CVE-2020-8554).
     pub external_ips: bool,
+    /// First and last NodePort that nodes answer on; `None`: any.
+    pub node_ports: Option<(u16, u16)>,
 }
 
 /// How much to plan.
@@ -36,6 +39,7 @@ pub struct Planner {
     options: Options,
     place: Place,
     node_addrs: NodeAddrs,
+    pod_ranges: PodRanges,
     node_plan: NodePlan,
     claims: Claims,
     known: BTreeMap<ServiceKey, Known>,
@@ -80,6 +84,7 @@ impl Planner {
             options,
             place: Place { node: node_name.into(), zone: None },
             node_addrs: NodeAddrs::default(),
+            pod_ranges: PodRanges::default(),
             node_plan: NodePlan::default(),
             claims: Claims::default(),
             known: BTreeMap::new(),
@@ -132,7 +137,9 @@ impl Planner {
         let mut work = touched.services.clone();
         if !touched.nodes.is_empty() {
             let moved = self.refresh_nodes(store, changes);
-            self.claims.claimants_of(&moved.addrs, &mut work);
+            if !moved.addrs.is_empty() || moved.ranges.is_some() {
+                self.claims.claimants_of(|addr| moved.concerns(addr, &self.pod_ranges), &mut work);
+            }
             if moved.zone {
                 work.extend(store.services().map(|(key, _)| key.clone()));
             }
@@ -169,7 +176,12 @@ impl Planner {
             }
         }
         let zone = store.node(&self.place.node).and_then(|node| node.zone.clone());
-        let moved = Moved { addrs: difference(&self.node_addrs, &addrs), zone: zone != self.place.zone };
+        let ranges = PodRanges::of(store.nodes());
+        let moved = Moved {
+            addrs: difference(&self.node_addrs, &addrs),
+            ranges: (ranges != self.pod_ranges).then(|| std::mem::replace(&mut self.pod_ranges, ranges)),
+            zone: zone != self.place.zone,
+        };
         self.node_addrs = addrs;
         self.place.zone = zone;
         moved
@@ -204,6 +216,7 @@ impl Planner {
             options: &self.options,
             claims: &self.claims,
             node_addrs: &self.node_addrs,
+            pod_ranges: &self.pod_ranges,
         }
     }
 }
@@ -288,8 +301,18 @@ fn rows(known: BTreeMap<ServiceKey, Known>, store: &Store) -> Vec<Row<'_>> {
 struct Moved {
     /// Addresses that became or ceased to be a node's, or went to another node.
     addrs: BTreeSet<IpAddr>,
+    /// The podCIDRs of before, if they are others now.
+    ranges: Option<PodRanges>,
     /// This node is in another zone.
     zone: bool,
+}
+
+impl Moved {
+    /// Whether an address became or ceased to be a node's or a pod's; `ranges` are the podCIDRs of now.
+    fn concerns(&self, addr: IpAddr, ranges: &PodRanges) -> bool {
+        let moved = |before: &PodRanges| before.node_of(addr) != ranges.node_of(addr);
+        self.addrs.contains(&addr) || self.ranges.as_ref().is_some_and(moved)
+    }
 }
 
 fn difference(before: &NodeAddrs, after: &NodeAddrs) -> BTreeSet<IpAddr> {

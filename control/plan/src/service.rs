@@ -9,6 +9,7 @@ use portolan_model::{Entry, Family, Name, Port, Protocol, Service, ServiceKey, S
 use smallvec::SmallVec;
 
 use crate::claims::{Claim, Claims};
+use crate::pods::PodRanges;
 use crate::select::{Place, Wanted, select};
 use crate::{Condition, FrontendAddr, Options, PortName, Reason, Scope, ServicePlan, ServicePort};
 
@@ -19,6 +20,7 @@ pub(crate) struct Context<'a> {
     pub(crate) claims: &'a Claims,
     /// Every node's addresses and whose they are.
     pub(crate) node_addrs: &'a HashMap<IpAddr, Name, RandomState>,
+    pub(crate) pod_ranges: &'a PodRanges,
 }
 
 /// The service, if it is ours to serve.
@@ -202,6 +204,23 @@ fn refusal(
     {
         let message = format!("{} is left out: {addr} is node {node}'s own address", at(addr));
         return condition(Reason::NodeAddress, message);
+    }
+    if let Some(addr) = frontend.addr
+        && let Some(node) = context.pod_ranges.node_of(addr)
+    {
+        let message =
+            format!("{} is left out: {addr} is one of the addresses of node {node}'s pods", at(addr));
+        return condition(Reason::PodAddress, message);
+    }
+    if let (Scope::NodePort, Some((first, last))) = (frontend.scope, context.options.node_ports)
+        && !(first..=last).contains(&frontend.port)
+    {
+        let message = format!(
+            "node port {} is left out: nodes answer on {first} to {last} only; give it another, or the agents another \
+             --node-port-range",
+            frontend.port
+        );
+        return condition(Reason::NodePortRange, message);
     }
     let owner = context.claims.owner_before(claim, key)?;
     let what = match frontend.addr {

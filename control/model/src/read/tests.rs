@@ -162,6 +162,19 @@ fn an_endpoint_that_points_at_the_node_itself_is_left_out_and_the_rest_kept() {
 }
 
 #[test]
+fn a_slice_of_a_million_endpoints_is_cut_and_says_so() {
+    let endpoint = |number: u32| json!({"addresses": [std::net::Ipv4Addr::from_bits((10 << 24) + 1 + number).to_string()]});
+    let many = |count: u32| slice(Value::Array((0..count).map(endpoint).collect()));
+    assert!(reading(&many(1000)).warnings.is_empty(), "as many as the API server allows");
+    let reading = reading(&many(1_000_000));
+    let Object::EndpointSlice(slice) = reading.object else { panic!("not a slice") };
+    assert_eq!((slice.endpoints.len(), slice.endpoints.capacity() < 2000), (1000, true));
+    let [warning] = &reading.warnings[..] else { panic!("{:?}", reading.warnings) };
+    assert_eq!((warning.field.as_str(), warning.found.as_str()), ("endpoints", "1000000"));
+    assert!(warning.expected.contains("another slice"), "{warning}");
+}
+
+#[test]
 fn absent_conditions_mean_ready_serving_and_not_terminating() {
     let state = |conditions: Value| {
         let slice = good_slice(&slice(json!([{"addresses": ["10.0.0.1"], "conditions": conditions}])));

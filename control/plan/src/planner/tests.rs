@@ -115,7 +115,9 @@ fn external_ips_are_served_only_where_the_operator_wants_them() {
         "web",
         json!({"clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.1"], "ports": [{"port": 80}]}),
     );
-    for (options, count) in [(Options::default(), 1), (Options { external_ips: true }, 2)] {
+    for (options, count) in
+        [(Options::default(), 1), (Options { external_ips: true, ..Options::default() }, 2)]
+    {
         let mut world = World::new();
         world.planner = Planner::with_options("a", options);
         world.apply([upsert(document.clone())]);
@@ -190,6 +192,45 @@ fn an_address_that_becomes_a_nodes_own_is_taken_from_its_service() {
     assert_eq!(changes.conditions[0].reason, Reason::NodeAddress);
     world.apply([node("b", &["192.168.1.13"], &[])]);
     assert_eq!(world.frontends("web").len(), 2);
+}
+
+#[test]
+fn an_address_that_pods_get_is_no_services() {
+    let mut world = World::new();
+    world.apply([load_balancer("web", "10.96.0.1", "2025-01-01T00:00:00Z", "10.244.7.9")]);
+    assert_eq!(world.frontends("web").len(), 2);
+    let changes = world.apply([node("b", &["192.168.1.12"], &["10.244.7.0/24"])]);
+    assert_eq!(world.frontends("web"), ["ClusterIp 10.96.0.1:80"]);
+    let Condition { reason, message, .. } = &changes.conditions[0];
+    assert_eq!((*reason, reason.as_str()), (Reason::PodAddress, "PodAddress"));
+    assert!(message.contains("10.244.7.9:80") && message.contains("node b's pods"), "{message}");
+    world.apply([node("b", &["192.168.1.12"], &["10.244.8.0/24"])]);
+    assert_eq!(world.frontends("web").len(), 2);
+    assert!(world.apply([]).conditions.is_empty());
+}
+
+#[test]
+fn a_node_port_that_no_node_answers_on_is_told_of() {
+    let mut world = World::new();
+    let options = Options { node_ports: Some((30_000, 32_767)), ..Options::default() };
+    world.planner = Planner::with_options("a", options);
+    let ports = [29_999, 30_000, 32_767, 32_768]
+        .map(|port| json!({"name": format!("p{port}"), "port": port, "nodePort": port}));
+    let changes = world.apply([upsert(service(
+        "web",
+        json!({"type": "NodePort", "clusterIP": "10.96.0.1", "ports": ports}),
+    ))]);
+    let node_ports: Vec<_> =
+        world.frontends("web").into_iter().filter(|it| it.starts_with("NodePort")).collect();
+    assert_eq!(node_ports, ["NodePort *:30000", "NodePort *:32767"]);
+    assert_eq!(changes.conditions.len(), 2, "{:?}", changes.conditions);
+    for (condition, port) in changes.conditions.iter().zip(["29999", "32768"]) {
+        assert_eq!(condition.reason, Reason::NodePortRange);
+        assert!(
+            condition.message.contains(port) && condition.message.contains("30000 to 32767"),
+            "{condition:?}"
+        );
+    }
 }
 
 #[test]

@@ -47,8 +47,9 @@ prop_compose! {
             document["metadata"]["creationTimestamp"] = json!(format!("202{year}-01-01T00:00:00Z"));
         }
         if lb > 0 {
-            // Nodes draw from the same addresses.
-            document["status"] = json!({"loadBalancer": {"ingress": [{"ip": format!("203.0.113.{lb}")}]}});
+            // Nodes and pods draw from the same addresses.
+            let ip = if lb == 3 { "10.244.2.9".to_owned() } else { format!("203.0.113.{lb}") };
+            document["status"] = json!({"loadBalancer": {"ingress": [{"ip": ip}]}});
         }
         document
     }
@@ -92,7 +93,8 @@ prop_compose! {
     }
 }
 
-const OPTIONS: Options = Options { external_ips: true };
+/// One of the NodePorts is outside of it.
+const OPTIONS: Options = Options { external_ips: true, node_ports: Some((30_000, 30_001)) };
 
 type Outcome = (BTreeMap<ServiceKey, Arc<ServicePlan>>, NodePlan, Vec<Condition>);
 
