@@ -9,13 +9,16 @@
 
 mod apply;
 mod frame;
+mod held;
 mod maps;
 mod run;
+mod socket;
 mod tables;
 mod trace;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
-use portolan_core::Hook;
+use aya_ebpf::macros::{cgroup_sock_addr, classifier};
+use aya_ebpf::programs::{SockAddrContext, TcContext};
+use portolan_core::{Hook, V4, V6};
 
 /// What a pod sends: tcx ingress on the host's side of its interface.
 #[classifier]
@@ -51,6 +54,70 @@ pub fn to_service(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn to_loopback(ctx: TcContext) -> i32 {
     run::classify(&ctx, Hook::Loopback)
+}
+
+/// What sockets connect to, IPv4.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    socket::connect4(&ctx);
+    socket::GO_ON
+}
+
+/// What sockets connect to, IPv6.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    socket::connect6(&ctx);
+    socket::GO_ON
+}
+
+/// What unconnected UDP sockets send to, IPv4.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    socket::send::<V4>(&ctx);
+    socket::GO_ON
+}
+
+/// What unconnected UDP sockets send to, IPv6.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    socket::send::<V6>(&ctx);
+    socket::GO_ON
+}
+
+/// Whom UDP sockets receive from, IPv4.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    socket::answer::<V4>(&ctx, true);
+    socket::GO_ON
+}
+
+/// Whom UDP sockets receive from, IPv6.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    socket::answer::<V6>(&ctx, true);
+    socket::GO_ON
+}
+
+/// Whom sockets are connected to, IPv4.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    socket::answer::<V4>(&ctx, false);
+    socket::GO_ON
+}
+
+/// Whom sockets are connected to, IPv6.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    socket::answer::<V6>(&ctx, false);
+    socket::GO_ON
+}
+
+/// Which sockets have a backend.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+pub fn held_sockets(ctx: *mut held::Context) -> i32 {
+    held::write(ctx);
+    0
 }
 
 #[panic_handler]

@@ -38,6 +38,12 @@ impl Maps {
     pub fn new(skb: *mut __sk_buff) -> Self {
         Self { skb }
     }
+
+    /// For a system call, which asks neither for routes nor for what fits an interface.
+    #[inline(always)]
+    pub fn without_packet() -> Self {
+        Self { skb: core::ptr::null_mut() }
+    }
 }
 
 /// A route look-up for one family.

@@ -50,6 +50,7 @@ const PROGRAM_SECTIONS: &[&str] = &[
     "classifier",
     "fentry",
     "fexit",
+    "iter",
     "sk_lookup",
     "sockops",
     "tc",

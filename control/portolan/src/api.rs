@@ -67,6 +67,9 @@ pub struct Status {
     pub attach_mode: String,
     /// Interfaces with programs, by what they are: `uplink`, `service`, `loopback`; pods are not listed.
     pub interfaces: BTreeMap<String, String>,
+    /// The cgroup whose processes' sockets are balanced when they connect; none if packets are alone.
+    #[serde(default)]
+    pub socket_cgroup: Option<String>,
     /// Number of services (objects), pods on this node, routes to other nodes.
     pub services: usize,
     /// Number of pods on this node.

@@ -10,6 +10,7 @@ pub mod counter;
 mod flow;
 mod service;
 mod trace;
+mod socket;
 
 pub use config::Config;
 pub use flow::{Flow, FlowKey, exit, state};
@@ -18,6 +19,7 @@ pub use service::{
     SourceKey, backend_flag, endpoint_flag, frontend_flag, service_flag,
 };
 pub use trace::{Event, SHOWN_WORDS, Trace, trace_flag};
+pub use socket::{Held, MAPPED, PEERS, Peer, Peers};
 
 /// Version of every layout in this crate.
 pub const VERSION: u32 = 2;

@@ -19,6 +19,7 @@ pub mod guard;
 pub mod icmp;
 mod select;
 mod service;
+pub mod socket;
 mod tables;
 mod verdict;
 pub mod wire;

@@ -35,19 +35,32 @@ pub(crate) fn resolve<F: Family, T: Tables<F>>(hook: Hook, key: &FlowKey<F::Addr
         return Asked::Other;
     }
     let port = split_ports(key.ports).1;
-    let proto = key.proto as u8;
-    if let Some(frontend) = tables.frontend(&FrontendKey { addr: key.dst, port, proto, zero: 0 }) {
+    destination::<F, T>(&FrontendKey { addr: key.dst, port, proto: key.proto as u8, zero: 0 }, tables)
+}
+
+/// Finds the frontend of an address, port and protocol.
+#[inline(always)]
+pub(crate) fn destination<F: Family, T: Tables<F>>(key: &FrontendKey<F::Addr>, tables: &T) -> Asked {
+    if let Some(frontend) = tables.frontend(key) {
         return Asked::Frontend(frontend);
     }
-    let flags = mark::<F, T>(&key.dst, tables);
+    let flags = mark::<F, T>(&key.addr, tables);
     if flags & frontend_flag::VIP != 0 {
         return Asked::UnknownPort;
     }
-    if flags & frontend_flag::NODE == 0 || !is_node_port::<F, T>(port, tables) {
+    if flags & frontend_flag::NODE == 0 {
         return Asked::Other;
     }
-    let wildcard = FrontendKey { addr: F::Addr::UNSPECIFIED, port, proto, zero: 0 };
-    match tables.frontend(&wildcard) {
+    node_port::<F, T>(key, tables)
+}
+
+/// Finds the NodePort of a destination at an address of the node.
+#[inline(always)]
+pub(crate) fn node_port<F: Family, T: Tables<F>>(key: &FrontendKey<F::Addr>, tables: &T) -> Asked {
+    if !is_node_port::<F, T>(key.port, tables) {
+        return Asked::Other;
+    }
+    match tables.frontend(&FrontendKey { addr: F::Addr::UNSPECIFIED, ..*key }) {
         Some(frontend) => Asked::Frontend(frontend),
         None => Asked::Other,
     }
@@ -162,7 +175,7 @@ fn remembered<F: Family, T: Tables<F>>(
 /// Whether a frontend's policy allows only this node's backends: to outside clients of a Local service, and to
 /// inside clients of an internally Local one.
 #[inline(always)]
-fn is_local(hook: Hook, frontend: Frontend, service: &Service) -> bool {
+pub(crate) fn is_local(hook: Hook, frontend: Frontend, service: &Service) -> bool {
     let external = frontend.flags & frontend_flag::EXTERNAL != 0;
     // A pod or process of the cluster that asks for a public address is short-circuited to all backends.
     if external {

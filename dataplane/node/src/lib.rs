@@ -10,9 +10,10 @@ pub mod link;
 pub mod maps;
 pub mod object;
 pub mod slab;
+pub mod sockets;
 mod sys;
 pub mod trace;
 
-pub use attach::{AttachError, Attacher, Direction, Mode};
+pub use attach::{AttachError, Attacher, Direction, Mode, Sockets};
 pub use maps::{FamilyTables, MapError, Tables};
 pub use object::{LoadError, Object, Sizes};

@@ -1,14 +1,19 @@
 //! The eBPF object: creating or reusing the pinned tables, loading the programs.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use aya::maps::Array;
 use aya::maps::MapData;
-use aya::programs::{Program, SchedClassifier};
-use aya::{Ebpf, EbpfLoader};
+use aya::programs::{CgroupSockAddr, Iter, Program, SchedClassifier};
+use aya::{Btf, Ebpf, EbpfLoader};
+use portolan_abi::Held;
 
 use crate::maps::{MapError, Tables, name};
+use crate::sys;
 
 /// The object, built with this crate.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTOLAN_OBJECT"));
@@ -82,8 +87,22 @@ pub enum LoadError {
         #[source]
         source: Box<aya::programs::ProgramError>,
     },
+    /// The kernel does not tell which network namespace this is.
+    #[error("asking for the cookie of the node's network namespace: {source}")]
+    Cookie {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel's type information could not be read.
+    #[error("reading the kernel's BTF: it needs CONFIG_DEBUG_INFO_BTF=y")]
+    Types {
+        /// Why.
+        #[source]
+        source: aya::BtfError,
+    },
     /// The object has no such program: object and loader are of different builds.
-    #[error("the eBPF object has no classifier named {program}: build again")]
+    #[error("the eBPF object has no program named {program}: build again")]
     NoProgram {
         /// Its name.
         program: &'static str,
@@ -105,6 +124,16 @@ pub enum LoadError {
 /// Every classifier of the object.
 pub const PROGRAMS: [&str; 6] =
     ["from_pod", "to_pod", "from_uplink", "to_uplink", "to_service", "to_loopback"];
+
+/// Every socket program of the object: those that send to backends first, then those that translate answers.
+pub const SOCKET_PROGRAMS: [&str; 8] =
+    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+
+/// Lists connected sockets.
+const HELD_SOCKETS: &str = "held_sockets";
+
+/// Table of one element: the cookie of the node's network namespace. Of this object alone, so it is not pinned.
+const HOST_NETNS: &str = "HOST_NETNS";
 
 /// The loaded object.
 #[derive(Debug)]
@@ -154,6 +183,58 @@ impl Object {
         Ok(object)
     }
 
+    /// Loads the socket programs too, for a node in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn load_sockets(&mut self) -> Result<(), LoadError> {
+        let cookie = sys::netns_cookie().map_err(|source| LoadError::Cookie { source })?;
+        let table = |source| MapError::Aya { table: HOST_NETNS.to_owned(), source: Box::new(source) };
+        let missing = || MapError::Missing { path: HOST_NETNS.into() };
+        let map = self.ebpf.map_mut(HOST_NETNS).ok_or_else(missing)?;
+        let mut host = Array::<_, u64>::try_from(map).map_err(table)?;
+        host.set(0, cookie, 0).map_err(table)?;
+        for program in SOCKET_PROGRAMS {
+            self.socket_program(program)?
+                .load()
+                .map_err(|source| LoadError::Program { program, source: Box::new(source) })?;
+        }
+        let types = Btf::from_sys_fs().map_err(|source| LoadError::Types { source })?;
+        self.held_program()?
+            .load("bpf_sk_storage_map", &types)
+            .map_err(|source| LoadError::Program { program: HELD_SOCKETS, source: Box::new(source) })
+    }
+
+    fn held_program(&mut self) -> Result<&mut Iter, LoadError> {
+        match self.ebpf.program_mut(HELD_SOCKETS) {
+            Some(Program::Iter(found)) => Ok(found),
+            _ => Err(LoadError::NoProgram { program: HELD_SOCKETS }),
+        }
+    }
+
+    /// All sockets of this machine that were connected to a backend by these tables' programs, once those are loaded.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn held_sockets(&mut self) -> io::Result<Vec<Held>> {
+        let program = self.held_program().map_err(io::Error::other)?;
+        let program = program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(io::Error::other)?;
+        let map = self.ebpf.map(name::SOCKET_PEER).map(map_data).ok_or(io::ErrorKind::NotFound)?;
+        let mut bytes = Vec::new();
+        File::from(sys::iterate(program.as_fd(), map.fd().as_fd())?).read_to_end(&mut bytes)?;
+        // SAFETY: `Held` is `Pod`: every bit pattern of its size is valid, and the read needs no alignment.
+        let held = |chunk: &[u8]| unsafe { chunk.as_ptr().cast::<Held>().read_unaligned() };
+        Ok(bytes.chunks_exact(size_of::<Held>()).map(held).collect())
+    }
+
+    /// A socket program by name.
+    pub(crate) fn socket_program(&mut self, program: &'static str) -> Result<&mut CgroupSockAddr, LoadError> {
+        match self.ebpf.program_mut(program) {
+            Some(Program::CgroupSockAddr(found)) => Ok(found),
+            _ => Err(LoadError::NoProgram { program }),
+        }
+    }
+
     /// A program by name.
     ///
     /// # Errors
@@ -189,9 +270,10 @@ fn map_data(map: &aya::maps::Map) -> &MapData {
         | Map::HashMap(data)
         | Map::LpmTrie(data)
         | Map::LruHashMap(data)
-        | Map::PerCpuArray(data) => data,
+        | Map::PerCpuArray(data)
+        | Map::SkStorage(data) => data,
         // The object defines no other kind; `Tables` would refuse it by its shape.
-        _ => unreachable!("the object has arrays, hash tables and prefix tables only"),
+        _ => unreachable!("the object has arrays, hash and prefix tables and socket storage only"),
     }
 }
 

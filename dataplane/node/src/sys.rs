@@ -19,6 +19,7 @@ const BPF_MAP_UPDATE_BATCH: u32 = 26;
 const BPF_MAP_DELETE_BATCH: u32 = 27;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
+const BPF_ITER_CREATE: u32 = 33;
 
 /// Room for every attribute used here; the kernel takes any size as long as what it does not know is zero.
 const ATTRIBUTE: usize = 128;
@@ -262,6 +263,60 @@ pub(crate) fn link_create_tcx(
     bpf(BPF_LINK_CREATE, fields).map(owned)
 }
 
+/// Attaches a program to a cgroup. Links of other owners stay, and run as well.
+pub(crate) fn link_create_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let fields = LinkCreate {
+        program: program.as_raw_fd() as u32,
+        target: cgroup.as_raw_fd() as u32,
+        attach_type,
+        flags: 0,
+        relative: 0,
+        pad: 0,
+        expected_revision: 0,
+    };
+    bpf(BPF_LINK_CREATE, fields).map(owned)
+}
+
+#[repr(C)]
+struct LinkIterator {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    info: u64,
+    info_len: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+struct NewIterator {
+    link: u32,
+    flags: u32,
+}
+
+/// Begins to run an iterator over a map's elements; what it writes is read from the descriptor.
+pub(crate) fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// `BPF_TRACE_ITER`.
+    const ITERATOR: u32 = 28;
+    // union bpf_iter_link_info: the map's descriptor comes first.
+    let info = [map.as_raw_fd() as u32, 0, 0, 0];
+    let fields = LinkIterator {
+        program: program.as_raw_fd() as u32,
+        target: 0,
+        attach_type: ITERATOR,
+        flags: 0,
+        info: (&raw const info) as u64,
+        info_len: size_of_val(&info) as u32,
+        pad: 0,
+    };
+    let link = bpf(BPF_LINK_CREATE, fields).map(owned)?;
+    bpf(BPF_ITER_CREATE, NewIterator { link: link.as_raw_fd() as u32, flags: 0 }).map(owned)
+}
+
 #[repr(C)]
 struct LinkUpdate {
     link: u32,
@@ -286,7 +341,19 @@ struct InfoQuery {
 
 /// The interface a tcx link is attached to; 0 when the interface is gone.
 pub(crate) fn link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
-    // struct bpf_link_info: type, id, prog_id, padding, then for tcx: ifindex, attach type.
+    link_info(link).map(|info| info[4])
+}
+
+/// The identity of the cgroup a link is attached to; 0 when the cgroup is gone.
+pub(crate) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    let words = |info: [u32; 16]| [info[4].to_ne_bytes(), info[5].to_ne_bytes()];
+    let [[a, b, c, d], [e, f, g, h]] = link_info(link).map(words)?;
+    Ok(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
+}
+
+/// `struct bpf_link_info`: type, id, prog_id, padding, then for tcx: ifindex, attach type; for cgroups: 64 bits of
+/// identity, attach type.
+fn link_info(link: BorrowedFd<'_>) -> io::Result<[u32; 16]> {
     let mut info = [0u32; 16];
     let fields = InfoQuery {
         fd: link.as_raw_fd() as u32,
@@ -294,7 +361,24 @@ pub(crate) fn link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
         info: (&raw mut info) as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, fields)?;
-    Ok(info[4])
+    Ok(info)
+}
+
+/// The cookie of the calling thread's network namespace (kernel 5.14).
+pub(crate) fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let (mut cookie, mut len) = (0u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the kernel writes at most `len` bytes to the word, which lives as long as the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
 /// Waits until every program run that has begun is over (`MEMBARRIER_CMD_GLOBAL` is `synchronize_rcu`).

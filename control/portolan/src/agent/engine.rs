@@ -21,6 +21,7 @@ use super::Options;
 use super::network::Network;
 use super::ports::PortWatch;
 use super::programs::{Programs, Role};
+use super::sockets;
 use super::state::{Core, Shared};
 use crate::metrics::Metrics;
 
@@ -88,13 +89,16 @@ impl Engine {
         }
         if first {
             self.attach_own().await;
+            self.attach_sockets();
             match self.network.restore().await {
                 Ok(pods) => tracing::info!(pods, "pods taken over"),
                 Err(err) => self.warn("pods", Some(format!("restoring pods: {err:#}"))),
             }
             self.shared.core().synced = true;
         }
-        tokio::task::block_in_place(|| self.settle());
+        if tokio::task::block_in_place(|| self.settle()) {
+            self.end_sockets().await;
+        }
     }
 
     /// Objects to tables. The node's own plan comes back, if it changed or this is the first complete state, and
@@ -250,6 +254,16 @@ impl Engine {
         }
     }
 
+    /// The hooks at the sockets of a cgroup, which spare packets their translation. The node works without.
+    fn attach_sockets(&mut self) {
+        let cgroup = self.options.socket_cgroup.clone();
+        let attached = tokio::task::block_in_place(|| self.programs.attach_sockets(cgroup.as_deref()));
+        if attached.is_ok() {
+            self.shared.core().socket_cgroup = cgroup;
+        }
+        self.warn("sockets", attached.err().map(|err| format!("sockets: {:#}", anyhow::Error::from(err))));
+    }
+
     /// An interface or address of the node changed.
     pub(super) async fn link_event(&mut self, event: Event) {
         let ours = |name: &str| name.starts_with(portolan_node::link::HOST_PREFIX);
@@ -351,8 +365,9 @@ impl Engine {
         Ok(core.applier.sweep()?)
     }
 
-    /// After a change is visible: what it took out of use becomes available again.
-    fn settle(&self) {
+    /// After a change is visible: what it took out of use becomes available again. Whether UDP services may have lost
+    /// backends.
+    fn settle(&self) -> bool {
         let stale = {
             let mut core = self.shared.core();
             let settled = core.applier.settle();
@@ -362,6 +377,17 @@ impl Engine {
         if stale {
             self.collect();
         }
+        stale
+    }
+
+    /// Ends connected UDP sockets whose backend is served no more: nobody else tells their owners. Those of TCP are left
+    /// alone.
+    pub(super) async fn end_sockets(&self) {
+        if self.shared.core().socket_cgroup.is_none() {
+            return;
+        }
+        let ended = sockets::end_lost(&self.programs, &self.links, &self.network, &self.shared).await;
+        self.warn("connected UDP sockets", ended.err().map(|err| format!("connected UDP sockets: {err:#}")));
     }
 
     fn report(&self, about: &'static str, result: Result<RouteReport, portolan_node::link::Error>) {

@@ -10,6 +10,7 @@ mod options;
 mod ports;
 mod programs;
 mod socket;
+mod sockets;
 mod state;
 mod uninstall;
 mod views;
@@ -113,7 +114,10 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
                 engine.collect();
                 engine.watch_ports();
             }
-            _ = audit.tick() => engine.audit(),
+            _ = audit.tick() => {
+                engine.audit();
+                engine.end_sockets().await;
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }

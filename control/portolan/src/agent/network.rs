@@ -69,6 +69,11 @@ impl Network {
         &self.ipam
     }
 
+    /// Paths of the network namespaces of all pods.
+    pub(super) fn namespaces(&self) -> Vec<String> {
+        self.ipam.list().into_iter().map(|allocation| allocation.meta.netns).collect()
+    }
+
     /// Whether pods can be given addresses.
     pub(super) fn has_cidrs(&self) -> bool {
         self.has_cidrs.load(Ordering::Relaxed)

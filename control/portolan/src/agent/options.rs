@@ -48,6 +48,10 @@ pub struct Options {
     /// Serve `spec.externalIPs`: whoever may write a Service can then take over any address
     #[arg(long)]
     pub external_ips: bool,
+    /// Balance connections of this cgroup's processes when they are opened: a directory of the cgroup v2 mount, as
+    /// its root. Not set: by their packets only
+    #[arg(long, value_name = "PATH")]
+    pub socket_cgroup: Option<PathBuf>,
     /// Attach by the clsact qdisc also where the kernel has tcx
     #[arg(long)]
     pub force_clsact: bool,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use portolan_node::attach::Interface;
-use portolan_node::{AttachError, Attacher, Direction, Mode, Object};
+use portolan_node::{AttachError, Attacher, Direction, Mode, Object, Sockets};
 
 /// What an interface is, which says what is attached to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,13 +41,24 @@ pub(super) struct Programs {
     object: Mutex<Object>,
     attacher: Attacher,
     pods: Attacher,
+    sockets: Sockets,
 }
 
 impl Programs {
     /// With pins in a directory; `mode` is for the interfaces that are not pods'.
     pub(super) fn new(object: Object, mode: Mode, pins: &Path) -> Self {
         let (attacher, pods) = (Attacher::new(mode, pins), Attacher::new(Mode::Clsact, pins));
-        Self { object: Mutex::new(object), attacher, pods }
+        Self { object: Mutex::new(object), attacher, pods, sockets: Sockets::new(pins) }
+    }
+
+    /// Attaches the socket programs to a cgroup, or detaches them without one.
+    pub(super) fn attach_sockets(&self, cgroup: Option<&Path>) -> Result<(), AttachError> {
+        let Some(cgroup) = cgroup else {
+            return self.sockets.detach().map(drop);
+        };
+        let mut object = self.object();
+        object.load_sockets()?;
+        self.sockets.attach(&mut object, cgroup)
     }
 
     /// Attaches what the interface needs, or replaces what is there.

@@ -1,6 +1,7 @@
 //! What the agent knows: objects, plan, and what is in the kernel.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ pub(super) struct Core {
     pub(super) warnings: BTreeMap<&'static str, String>,
     /// Interfaces with programs, by what they are.
     pub(super) interfaces: BTreeMap<String, String>,
+    /// The cgroup whose sockets are balanced.
+    pub(super) socket_cgroup: Option<PathBuf>,
     /// The desired state was complete in the kernel once.
     pub(super) synced: bool,
     pub(super) last_sync: Duration,
@@ -59,6 +62,7 @@ impl Shared {
             refusals: Vec::new(),
             warnings: BTreeMap::new(),
             interfaces: BTreeMap::new(),
+            socket_cgroup: None,
             synced: false,
             last_sync: Duration::ZERO,
             syncs: 0,

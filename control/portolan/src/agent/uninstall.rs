@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use portolan_node::link::{Links, SERVICE_DEVICE};
-use portolan_node::{Attacher, Mode};
+use portolan_node::{Attacher, Mode, Sockets};
 
 use super::install::{CONFLIST, PLUGIN};
 use super::options::Directories;
@@ -68,6 +68,7 @@ async fn detach_and_remove(global: &Global) -> Vec<(&'static str, anyhow::Result
     };
     let removed = async { links.uninstall().await.context("removing interfaces and routes") };
     vec![
+        ("socket programs", Sockets::new(&global.pins).detach().map(drop).map_err(Into::into)),
         ("programs attached by tcx", detach_tcx(global)),
         ("programs attached by clsact", detach_clsact(&links, global).await),
         ("interfaces", removed.await),

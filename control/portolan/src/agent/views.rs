@@ -50,6 +50,7 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
             Mode::Clsact => "clsact".to_owned(),
         },
         interfaces: core.interfaces.clone(),
+        socket_cgroup: core.socket_cgroup.as_ref().map(|path| path.display().to_string()),
         services: core.planner.desired().count(),
         pods: ipam.list().len(),
         routes: node.routes.len(),

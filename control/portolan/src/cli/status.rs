@@ -44,6 +44,8 @@ fn text(status: &Status) -> String {
     line("Addresses", or_none(join(&status.addresses)));
     line("podCIDRs", or_none(join(status.pod_cidrs.iter().map(pod_cidr))));
     line("Programs", programs(status));
+    let sockets = status.socket_cgroup.as_deref().map(|path| format!("balanced in cgroup {}", clean(path)));
+    line("Sockets", sockets.unwrap_or_else(|| "left alone (--socket-cgroup)".to_owned()));
     line("Services", status.services.to_string());
     line("Pods", status.pods.to_string());
     line("Routes", status.routes.to_string());

@@ -4,11 +4,14 @@
 //! classifier on the clsact qdisc, which lives as long as the interface. Nothing is ever detached to be replaced
 //! (CVE-2023-27595 is what comes of that).
 
+mod cgroup;
 mod clsact;
 mod tcx;
 
 use std::io;
 use std::path::{Path, PathBuf};
+
+pub use cgroup::Sockets;
 
 use crate::object::{LoadError, Object};
 
@@ -67,6 +70,19 @@ pub enum AttachError {
         /// aya's error.
         #[source]
         source: Box<aya::programs::ProgramError>,
+    },
+    /// A socket program could not be attached.
+    #[error("{doing} {program} at cgroup {}: {source}: is --socket-cgroup a directory of a cgroup v2 mount?", cgroup.display())]
+    Cgroup {
+        /// What was being done.
+        doing: &'static str,
+        /// Name of the program.
+        program: &'static str,
+        /// Directory of the cgroup.
+        cgroup: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
     },
     /// The program is not there.
     #[error(transparent)]

@@ -29,12 +29,17 @@ pub mod name {
     pub const TRACE: &str = "TRACE";
     /// The watched packets.
     pub const EVENTS: &str = "EVENTS";
+    /// What a connected socket remembers: one [`portolan_abi::Peer`].
+    pub const SOCKET_PEER: &str = "SOCKET_PEER";
+    /// What an unconnected UDP socket remembers.
+    pub const SOCKET_PEERS: &str = "SOCKET_PEERS";
     /// Of every family, with `_V4` or `_V6` behind it.
     pub const PER_FAMILY: [&str; 6] = ["FRONTENDS", "BACKENDS", "ENDPOINTS", "SOURCES", "AFFINITY", "FLOWS"];
 
     /// All names.
     pub fn all() -> impl Iterator<Item = String> {
-        let single = [CONFIG, COUNTERS, SERVICES, SLAB, TRACE, EVENTS].into_iter().map(str::to_owned);
+        let single = [CONFIG, COUNTERS, SERVICES, SLAB, TRACE, EVENTS, SOCKET_PEER, SOCKET_PEERS];
+        let single = single.into_iter().map(str::to_owned);
         let family = PER_FAMILY.into_iter().flat_map(|name| ["V4", "V6"].map(|v| format!("{name}_{v}")));
         single.chain(family)
     }

@@ -1,0 +1,143 @@
+//! Connected UDP sockets, and ending those whose backend is not there any more.
+//!
+//! What is sent on such a socket would vanish: the kernel tells nobody. A socket that is ended tells its owner at
+//! once (`ECONNABORTED`), who connects again and gets another backend. Sockets are listed and ended in one network
+//! namespace after the other (sock_diag(7)); which of them have a backend says
+//! [`Object::held_sockets`](crate::Object::held_sockets).
+
+use std::io;
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+
+/// A connected UDP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connected {
+    family: u8,
+    /// `struct inet_diag_sockid`: ports, addresses, interface, cookie.
+    id: [u8; ID],
+}
+
+impl Connected {
+    /// The kernel's name for the socket.
+    #[must_use]
+    pub fn cookie(&self) -> u64 {
+        let [.., a, b, c, d, e, f, g, h] = self.id;
+        // Two words, the lower one first.
+        let word = u32::from_ne_bytes;
+        u64::from(word([e, f, g, h])) << 32 | u64::from(word([a, b, c, d]))
+    }
+}
+
+/// The sockets of one network namespace, whatever thread asks.
+pub struct Sockets {
+    netlink: Socket,
+    buffer: Vec<u8>,
+}
+
+impl Sockets {
+    /// Those of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// The kernel has no sock_diag.
+    pub fn open() -> io::Result<Self> {
+        let mut netlink = Socket::new(NETLINK_SOCK_DIAG)?;
+        netlink.bind_auto()?;
+        netlink.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { netlink, buffer: vec![0; DATAGRAM] })
+    }
+
+    /// All connected UDP sockets.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn connected(&mut self) -> io::Result<Vec<Connected>> {
+        let mut found = self.of_family(libc::AF_INET as u8)?;
+        found.extend(self.of_family(libc::AF_INET6 as u8)?);
+        Ok(found)
+    }
+
+    fn of_family(&mut self, family: u8) -> io::Result<Vec<Connected>> {
+        let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+        self.netlink.send(&request(BY_FAMILY, flags, family, &[0; ID]), 0)?;
+        let mut found = Vec::new();
+        loop {
+            let length = self.netlink.recv(&mut &mut self.buffer[..], 0)?;
+            let mut rest = self.buffer.get(..length).unwrap_or_default();
+            while let Some((kind, payload)) = message(&mut rest) {
+                match i32::from(kind) {
+                    libc::NLMSG_DONE => return Ok(found),
+                    libc::NLMSG_ERROR => acknowledged(payload)?,
+                    _ => found.extend(connected(payload)),
+                }
+            }
+        }
+    }
+
+    /// Ends a socket; whether it was still there.
+    ///
+    /// # Errors
+    /// The kernel refuses, or was built without `CONFIG_INET_DIAG_DESTROY`.
+    pub fn end(&mut self, socket: &Connected) -> io::Result<bool> {
+        let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+        self.netlink.send(&request(DESTROY, flags, socket.family, &socket.id), 0)?;
+        let length = self.netlink.recv(&mut &mut self.buffer[..], 0)?;
+        let mut rest = self.buffer.get(..length).unwrap_or_default();
+        let (_, payload) = message(&mut rest).ok_or(io::ErrorKind::InvalidData)?;
+        match acknowledged(payload) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// `struct inet_diag_req_v2` in a netlink message.
+fn request(kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> Vec<u8> {
+    let length = (HEADER + 8 + ID) as u32;
+    let mut bytes = Vec::with_capacity(length as usize);
+    bytes.extend(length.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend([family, libc::IPPROTO_UDP as u8, 0, 0]);
+    bytes.extend(ESTABLISHED.to_ne_bytes());
+    bytes.extend(id);
+    bytes
+}
+
+/// Takes the first message off: its type and payload.
+fn message<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
+    let length = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
+    let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);
+    let payload = rest.get(HEADER..length)?;
+    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Some((kind, payload))
+}
+
+/// The kernel's answer: a negative errno, or 0.
+fn acknowledged(payload: &[u8]) -> io::Result<()> {
+    let code = payload.get(..4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+    match code.ok_or(io::ErrorKind::InvalidData)? {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(-code)),
+    }
+}
+
+/// Reads the beginning of `struct inet_diag_msg`: family, three bytes, identity.
+fn connected(payload: &[u8]) -> Option<Connected> {
+    let family = *payload.first()?;
+    let id = payload.get(4..4 + ID)?.try_into().ok()?;
+    Some(Connected { family, id })
+}
+
+/// Room for a datagram of a dump, which has 32 KiB at most.
+const DATAGRAM: usize = 64 * 1024;
+/// Length of a netlink message header.
+const HEADER: usize = 16;
+/// Length of `struct inet_diag_sockid`.
+const ID: usize = 48;
+/// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY` of linux/sock_diag.h.
+const BY_FAMILY: u16 = 20;
+const DESTROY: u16 = 21;
+/// States asked for, as bits: connected UDP sockets are `TCP_ESTABLISHED`.
+const ESTABLISHED: u32 = 1 << 1;
