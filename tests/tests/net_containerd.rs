@@ -31,7 +31,7 @@ fn fetch(container: &Container<'_>, at: impl Display) -> Result<(String, String)
 }
 
 fn open(nodes: &[usize]) -> Result<(Shop, Containerd)> {
-    let shop = Shop::open_with(nodes, &AgentOptions { install_cni: true, arguments: Vec::new() })?;
+    let shop = Shop::open_with(nodes, &AgentOptions { install_cni: true, ..AgentOptions::default() })?;
     let containerd = Containerd::start(&shop.cluster.nodes[0], &shop.agents[0])?;
     Ok((shop, containerd))
 }

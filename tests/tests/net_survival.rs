@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use portolan_tests::lab::{
-    Agent, AgentOptions, Condition, Datagrams, Load, LongLived, Netns, Pod, Shop, Tally, cluster_address,
-    get, node_address, poll, public_address, run, udp_ask,
+    Agent, AgentOptions, Condition, Datagrams, Load, LongLived, Netns, Pod, Shop, Tally, balances_sockets,
+    cluster_address, get, node_address, poll, public_address, run, udp_ask,
 };
 use serde_json::Value;
 
@@ -299,7 +299,7 @@ fn traces(node: &Netns) -> Result<String> {
 #[test]
 fn uninstall_leaves_nothing_with_tcx_and_with_clsact() -> Result<()> {
     for arguments in [vec![], vec!["--force-clsact".to_owned()]] {
-        let options = AgentOptions { install_cni: true, arguments };
+        let options = AgentOptions { install_cni: true, arguments, ..AgentOptions::default() };
         let mut shop = Shop::open_with(&[0, 1], &options)?;
         let node = &shop.cluster.nodes[0].netns;
         ensure!(!traces(node)?.is_empty(), "there is something to remove");
@@ -382,7 +382,8 @@ fn a_restart_keeps_every_table_and_every_link() -> Result<()> {
     let before = kernel_objects(&shop.agents[0])?;
     // Uplink, service device and loopback have links; pods' interfaces have filters.
     let tables = portolan_node::maps::name::all().count();
-    assert_eq!(before.len(), tables + 4, "tables and links: {before:?}");
+    let sockets = if balances_sockets() { 8 } else { 0 };
+    assert_eq!(before.len(), tables + 4 + sockets, "tables and links: {before:?}");
     shop.agents[0].restart()?;
     assert_eq!(kernel_objects(&shop.agents[0])?, before);
     Ok(())

@@ -51,6 +51,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .args(test_arguments(options))
         // Tests that start a virtual machine ask this program for it.
         .env("PORTOLAN_XTASK", own)
+        .run()?;
+    if matches!(options.tier, Tier::Net | Tier::All) { with_sockets(options) } else { Ok(()) }
+}
+
+/// Suites that run a second time with every agent balancing sockets: services must not differ.
+const WITH_SOCKETS: [&str; 2] = ["net_services", "net_policies"];
+
+fn with_sockets(options: &Options) -> Result<()> {
+    Cmd::cargo("test --workspace --no-fail-fast")
+        .args(WITH_SOCKETS.into_iter().flat_map(|suite| ["--test", suite]))
+        .args(&options.filter)
+        .args(test_arguments(options))
+        .env("PORTOLAN_TEST_SOCKETS", "1")
         .run()
 }
 

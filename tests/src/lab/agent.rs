@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Node, binary, poll, run};
+use super::{Cgroup, Node, binary, poll, run};
 
 /// Time for an agent to get ready; it takes less than a second, but a test machine may be busy.
 const READY: Duration = Duration::from_secs(30);
@@ -22,6 +22,23 @@ pub struct AgentOptions {
     pub arguments: Vec<String>,
     /// Install the CNI plugin and configuration below the agent's own directory.
     pub install_cni: bool,
+    /// Balance sockets: the agent gets a cgroup, and what begins in its node or its pods joins that. Also on where
+    /// the environment has `PORTOLAN_TEST_SOCKETS=1`.
+    pub sockets: bool,
+}
+
+impl AgentOptions {
+    /// Whether sockets are balanced.
+    #[must_use]
+    pub fn has_sockets(&self) -> bool {
+        self.sockets || balances_sockets()
+    }
+}
+
+/// Whether this run of the tests has every agent balance sockets.
+#[must_use]
+pub fn balances_sockets() -> bool {
+    std::env::var("PORTOLAN_TEST_SOCKETS").is_ok_and(|value| value == "1")
 }
 
 /// A running (or killed) agent. Dropping it ends the process and removes everything it made.
@@ -32,6 +49,7 @@ pub struct Agent {
     pins: PathBuf,
     command: Vec<String>,
     child: Option<Child>,
+    cgroup: Option<Cgroup>,
 }
 
 impl Agent {
@@ -51,7 +69,11 @@ impl Agent {
             pins,
             command: Vec::new(),
             child: None,
+            cgroup: options.has_sockets().then(Cgroup::new).transpose()?,
         };
+        if let Some(cgroup) = &agent.cgroup {
+            node.netns.set_cgroup(cgroup.path());
+        }
         agent.command = agent.command_line(&node.name, objects, options)?;
         agent.spawn()?;
         Ok(agent)
@@ -80,6 +102,9 @@ impl Agent {
             flag(name, value.to_string());
         }
         flag("flows", "65536".to_owned());
+        if let Some(cgroup) = &self.cgroup {
+            flag("socket-cgroup", cgroup.path().display().to_string());
+        }
         if !options.install_cni {
             line.push("--no-cni-install".to_owned());
         }
@@ -186,6 +211,12 @@ impl Agent {
         &self.pins
     }
 
+    /// The cgroup whose sockets it balances.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
+    }
+
     /// Its process, while it runs.
     #[must_use]
     pub fn process(&self) -> Option<u32> {
@@ -236,6 +267,13 @@ impl Agent {
     pub fn restart(&mut self) -> Result<()> {
         self.kill()?;
         self.spawn()
+    }
+
+    /// Has it start without its cgroup from now on.
+    pub fn leave_sockets(&mut self) {
+        if let Some(at) = self.command.iter().position(|word| word == "--socket-cgroup") {
+            self.command.drain(at..at + 2);
+        }
     }
 
     /// Kills it and runs `portolan uninstall`; what that printed.

@@ -6,6 +6,7 @@
 mod agent;
 mod api;
 mod capture;
+mod cgroup;
 mod cluster;
 mod containerd;
 mod frames;
@@ -17,9 +18,10 @@ mod process;
 mod shop;
 mod web;
 
-pub use agent::{Agent, AgentOptions};
+pub use agent::{Agent, AgentOptions, balances_sockets};
 pub use api::{ApiServer, write_kubeconfig};
 pub use capture::Capture;
+pub use cgroup::Cgroup;
 pub use cluster::{Cluster, NODE_ADDRESSES, Node, SERVICE_ADDRESSES};
 pub use containerd::{Container, Containerd};
 pub use frames::Frames;

@@ -2,19 +2,23 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::run;
+use super::{cgroup, run};
 
 /// A named network namespace, removed with everything in it when dropped.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
+    /// The cgroup that everything inside belongs to from some time on, once that is said; or none.
+    cgroup: OnceLock<Option<PathBuf>>,
 }
 
 impl Netns {
@@ -28,7 +32,7 @@ impl Netns {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("ptl-{}-{number}-{label}", std::process::id());
         run(Command::new("ip").args(["netns", "add", &name]))?;
-        let namespace = Self { name };
+        let namespace = Self { name, cgroup: OnceLock::new() };
         // Until a link-local address has been probed for a second, the kernel solicits no neighbour for packets
         // that it did not send itself.
         namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
@@ -40,6 +44,16 @@ impl Netns {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Has all that begins inside from now on join a cgroup. The first one counts.
+    pub fn set_cgroup(&self, cgroup: &Path) {
+        let _ = self.cgroup.set(Some(cgroup.to_owned()));
+    }
+
+    /// Keeps all that begins inside out of cgroups, whoever says otherwise later.
+    pub fn keep_out_of_cgroups(&self) {
+        let _ = self.cgroup.set(None);
     }
 
     /// Where it can be opened.
@@ -61,6 +75,9 @@ impl Netns {
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path())).arg(program);
+        if let Some(Some(path)) = self.cgroup.get() {
+            cgroup::start_in(&mut command, path).expect("the cgroup lives longer than what is in it");
+        }
         command
     }
 
@@ -100,7 +117,11 @@ impl Netns {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<JoinHandle<T>> {
         let file = File::open(self.path()).with_context(|| format!("opening {}", self.path()))?;
+        let group = self.cgroup.get().cloned().flatten();
         Ok(thread::spawn(move || {
+            if let Some(path) = group {
+                cgroup::join(&path).expect("the cgroup lives longer than what is in it");
+            }
             move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
                 .expect("the descriptor is a network namespace, and tests run as root");
             work()

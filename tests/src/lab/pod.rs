@@ -57,6 +57,9 @@ impl Pod {
             pod.addresses.push(address.parse().with_context(|| format!("reading address {address}"))?);
         }
         pod.result = Some(answer);
+        if let Some(cgroup) = agent.cgroup() {
+            pod.netns.set_cgroup(cgroup.path());
+        }
         Ok(pod)
     }
 

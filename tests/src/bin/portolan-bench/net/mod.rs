@@ -21,7 +21,8 @@ a running agent, tables of the default size. *Plain*: two veth pairs and a names
 *nft*: the same as plain, with a ruleset of kube-proxy's nftables shape (map of verdicts, chain for each service and \
 endpoint, random choice, DNAT, conntrack) in the forwarding namespace. All three take turns in each round; a ratio is of \
 one round. All services have one endpoint, and the last one loaded is asked. Connect: connect, one byte each way, close \
-by the client. IPv4.";
+by the client. *Sockets*: a pod in the agent's socket cgroup, beside \
+one of the same node that is not and connects to the backend's own address. IPv4.";
 
 /// Numbers of services.
 const SIZES: [u32; 2] = [10, 10_000];
@@ -44,6 +45,7 @@ pub(crate) fn measure(quick: bool) -> Result<Section> {
     };
     let lab = Lab { ours: Node::new()?, plain: Forwarding::new("plain")?, nft: Forwarding::new("nft")? };
     let mut rows = lab.direct(&effort)?;
+    rows.extend(sockets(&effort)?);
     for services in SIZES {
         rows.extend(lab.services(services, &effort)?);
     }
@@ -126,6 +128,28 @@ impl Lab {
                 )),
         ])
     }
+}
+
+/// Pod to ClusterIP by balanced sockets, beside pod to pod.
+fn sockets(effort: &Effort) -> Result<Vec<Row>> {
+    let node = Node::with_sockets()?;
+    let ways = [(&node.client.netns, node.load_pair()?), (&node.outside.netns, node.server())];
+    let tasks = [
+        ("connect", Task::Connect(effort.connects), Some(1.02)),
+        ("UDP round trip", Task::Datagrams(effort.round_trips), Some(1.02)),
+        // Two hooks for each round trip.
+        ("UDP round trip, unconnected", Task::Addressed(effort.round_trips), None),
+    ];
+    let row = |(name, task, goal): (&str, Task, Option<f64>)| {
+        let [ours, direct] = rounds(ways, task, effort.rounds)?;
+        let row = Row::new(format!("sockets: {name} ÷ direct"), Unit::Times, ratios(&ours, &direct))
+            .beside(format!("ours {}, direct {}", seconds(median(&ours)), seconds(median(&direct))));
+        Ok(match goal {
+            Some(most) => row.goal(Goal::AtMost(most)),
+            None => row,
+        })
+    };
+    tasks.into_iter().map(row).collect()
 }
 
 /// Each way once in each round, after one round that does not count.

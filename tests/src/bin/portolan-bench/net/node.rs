@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use portolan_tests::lab::{Agent, AgentOptions, Cluster, Pod};
+use portolan_tests::lab::{Agent, AgentOptions, Cluster, Netns, Pod};
 
 use super::traffic::{self, Server};
 use crate::nft::service;
@@ -19,6 +19,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) struct Node {
     _server: Server,
     pub(crate) client: Pod,
+    /// A client whose sockets are left alone.
+    pub(crate) outside: Pod,
     backend: Pod,
     _agent: Agent,
     cluster: Cluster,
@@ -26,11 +28,24 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new() -> Result<Self> {
-        let (cluster, agent) = start()?;
+        Self::with(&AgentOptions::default())
+    }
+
+    /// With sockets balanced.
+    pub(crate) fn with_sockets() -> Result<Self> {
+        Self::with(&AgentOptions { sockets: true, ..AgentOptions::default() })
+    }
+
+    fn with(options: &AgentOptions) -> Result<Self> {
+        let (cluster, agent) = start_with(options)?;
         let (client, backend) = (Pod::add(&agent, "client")?, Pod::add(&agent, "server")?);
+        let apart = Netns::new("outside")?;
+        apart.keep_out_of_cgroups();
+        let outside = Pod::add_to(&agent, "outside", apart)?;
         traffic::ready(&client.netns)?;
+        traffic::ready(&outside.netns)?;
         let server = Server::start(&backend.netns, PORT)?;
-        Ok(Self { _server: server, client, backend, _agent: agent, cluster })
+        Ok(Self { _server: server, client, outside, backend, _agent: agent, cluster })
     }
 
     /// The server pod itself.
@@ -45,6 +60,22 @@ impl Node {
         self.cluster.write("services.yaml", &objects)?;
         traffic::wait(&self.client.netns, (service(count - 1), PORT).into(), DEADLINE)?;
         Ok(begun.elapsed())
+    }
+
+    /// Has one service, over TCP and UDP; its address.
+    pub(crate) fn load_pair(&self) -> Result<SocketAddr> {
+        let (address, backend) = (service(0), self.backend.address(false));
+        let ports = format!("[{{name: t, port: {PORT}}}, {{name: u, port: {PORT}, protocol: UDP}}]");
+        let objects = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: pair}}\nspec: {{clusterIP: {address}, ports: {ports}}}\n\
+             ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+             metadata: {{name: pair-1, labels: {{kubernetes.io/service-name: pair}}}}\n\
+             ports: {ports}\nendpoints: [{{addresses: [{backend}], nodeName: node1}}]\n"
+        );
+        self.cluster.write("services.yaml", &objects)?;
+        let to = (address, PORT).into();
+        traffic::wait(&self.client.netns, to, DEADLINE)?;
+        Ok(to)
     }
 
     fn objects(&self, count: u32) -> String {
@@ -66,6 +97,10 @@ impl Node {
 
 /// A cluster whose first node has an agent with tables of the default size.
 pub(crate) fn start() -> Result<(Cluster, Agent)> {
+    start_with(&AgentOptions::default())
+}
+
+fn start_with(options: &AgentOptions) -> Result<(Cluster, Agent)> {
     let cluster = Cluster::new()?;
     cluster.write_example("nodes.yaml")?;
     let sizes = portolan_node::Sizes::default();
@@ -79,7 +114,6 @@ pub(crate) fn start() -> Result<(Cluster, Agent)> {
     ] {
         arguments.extend([format!("--{name}"), value.to_string()]);
     }
-    let agent =
-        cluster.start_agent(&cluster.nodes[0], &AgentOptions { arguments, ..AgentOptions::default() })?;
+    let agent = cluster.start_agent(&cluster.nodes[0], &AgentOptions { arguments, ..options.clone() })?;
     Ok((cluster, agent))
 }

@@ -1,7 +1,7 @@
 //! One client and one server, both on one CPU.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -38,10 +38,11 @@ pub(crate) struct Server {
     netns: String,
     address: SocketAddr,
     thread: Option<JoinHandle<()>>,
+    datagrams: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Listens on a port.
+    /// Listens on a port, over TCP and UDP.
     pub(crate) fn start(netns: &Netns, port: u16) -> Result<Self> {
         let listener = netns.enter(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))??;
         let thread = netns.spawn(move || {
@@ -49,8 +50,14 @@ impl Server {
                 eprintln!("server on port {port}: {error:#}");
             }
         })?;
+        let socket = netns.enter(move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))??;
+        let datagrams = netns.spawn(move || {
+            if let Err(error) = pin().and_then(|()| echo(&socket)) {
+                eprintln!("UDP server on port {port}: {error:#}");
+            }
+        })?;
         let address = (Ipv4Addr::LOCALHOST, port).into();
-        Ok(Self { netns: netns.path(), address, thread: Some(thread) })
+        Ok(Self { netns: netns.path(), address, thread: Some(thread), datagrams: Some(datagrams) })
     }
 
     fn stop(&mut self) -> Result<()> {
@@ -59,13 +66,14 @@ impl Server {
         let asked = std::thread::spawn(move || -> Result<()> {
             let network = Some(rustix::thread::LinkNameSpaceType::Network);
             rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), network)?;
+            UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.send_to(&[QUIT], address)?;
             Ok(TcpStream::connect(address)?.write_all(&[QUIT])?)
         });
         asked.join().map_err(|_| anyhow!("the thread panicked"))??;
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Err(_)) => Err(anyhow!("the server panicked")),
-            _ => Ok(()),
+        for thread in [self.thread.take(), self.datagrams.take()].into_iter().flatten() {
+            thread.join().map_err(|_| anyhow!("the server panicked"))?;
         }
+        Ok(())
     }
 }
 
@@ -110,6 +118,19 @@ fn serve(listener: &TcpListener) -> Result<()> {
     }
 }
 
+/// Answers datagrams.
+fn echo(socket: &UdpSocket) -> Result<()> {
+    let mut byte = [0];
+    loop {
+        let (_, from) = socket.recv_from(&mut byte)?;
+        if byte == [QUIT] {
+            return Ok(());
+        }
+        // The client may be gone.
+        let _ = socket.send_to(&byte, from);
+    }
+}
+
 /// What a client measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Task {
@@ -117,6 +138,10 @@ pub(crate) enum Task {
     Connect(u32),
     /// One byte each way on one connection: seconds for each of so many.
     RoundTrip(u32),
+    /// One datagram each way on one connected socket: seconds for each of so many.
+    Datagrams(u32),
+    /// As `Datagrams`, on a socket that names the address each time.
+    Addressed(u32),
     /// Bytes a second for so long.
     Stream(Duration),
 }
@@ -128,6 +153,8 @@ pub(crate) fn measure(netns: &Netns, to: SocketAddr, task: Task) -> Result<f64> 
         match task {
             Task::Connect(count) => connects(to, count),
             Task::RoundTrip(count) => round_trips(to, count),
+            Task::Datagrams(count) => datagrams(to, count, true),
+            Task::Addressed(count) => datagrams(to, count, false),
             Task::Stream(time) => stream(to, time),
         }
     })?
@@ -154,6 +181,27 @@ fn round_trips(to: SocketAddr, count: u32) -> Result<f64> {
     let begun = Instant::now();
     for _ in 0..count {
         exchange(&mut stream)?;
+    }
+    Ok(begun.elapsed().as_secs_f64() / f64::from(count))
+}
+
+fn datagrams(to: SocketAddr, count: u32, connected: bool) -> Result<f64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    if connected {
+        socket.connect(to)?;
+    }
+    let mut answer = [0];
+    let begun = Instant::now();
+    for _ in 0..count {
+        if connected {
+            socket.send(&[ECHO])?;
+            socket.recv(&mut answer).context("waiting for the answer")?;
+        } else {
+            socket.send_to(&[ECHO], to)?;
+            let (_, from) = socket.recv_from(&mut answer).context("waiting for the answer")?;
+            anyhow::ensure!(from == to, "answered by {from} instead of {to}");
+        }
     }
     Ok(begun.elapsed().as_secs_f64() / f64::from(count))
 }
