@@ -48,6 +48,9 @@ pub struct Options {
     /// Serve `spec.externalIPs`: whoever may write a Service can then take over any address
     #[arg(long)]
     pub external_ips: bool,
+    /// How backends are chosen for services that can be reached from outside
+    #[arg(long, value_enum, default_value_t = Selection::List)]
+    pub external_selection: Selection,
     /// Attach by the clsact qdisc also where the kernel has tcx
     #[arg(long)]
     pub force_clsact: bool,
@@ -120,6 +123,15 @@ pub(super) struct Directories {
     /// Where the CNI plugin is installed
     #[arg(long, default_value = "/opt/cni/bin")]
     pub(super) cni_bin_dir: PathBuf,
+}
+
+/// How a backend is chosen by a flow's hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Selection {
+    /// Among the list of backends: one slot for each.
+    List,
+    /// By a Maglev table: hundreds of slots for each, of which few change when a backend leaves. Give --slots accordingly.
+    Maglev,
 }
 
 /// Form of the log.
