@@ -311,11 +311,14 @@ impl Applier {
             Family::V4 => self.tables.v4.backends.read(index).picked,
             Family::V6 => self.tables.v6.backends.read(index).picked,
         };
-        let ring = self.tables.slab.slice(slot.cluster.offset(), slot.cluster.len());
+        let indexes: Vec<u32> = match port.name.family {
+            Family::V4 => self.v4.indexes_of(&port.cluster),
+            Family::V6 => self.v6.indexes_of(&port.cluster),
+        };
         PortState {
             index: slot.index,
             picked: self.tables.services.read(slot.index).picked,
-            backends: ring.into_iter().map(|index| (index, picked(index))).collect(),
+            backends: indexes.into_iter().map(|index| (index, picked(index))).collect(),
         }
     }
 }

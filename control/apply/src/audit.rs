@@ -2,6 +2,7 @@
 //! remembers of its writes proves nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
 
 use portolan_abi::{FrontendKey, Ring, backend_flag, frontend_flag};
@@ -10,7 +11,7 @@ use portolan_core::{Address, V4, V6};
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::maps::NodeFamily;
 use portolan_node::{FamilyTables, MapError, Tables};
-use portolan_plan::{BackendAddr, ServicePlan, ServicePort};
+use portolan_plan::{BackendAddr, ServicePlan, ServicePort, maglev};
 
 use crate::family::{frontend_flags, service_flags};
 
@@ -31,8 +32,10 @@ struct Behind {
     flags: u32,
     service_flags: u32,
     affinity: u32,
-    cluster: BTreeSet<SocketAddr>,
-    local: BTreeSet<SocketAddr>,
+    /// Slot by slot.
+    cluster: Vec<SocketAddr>,
+    /// The same.
+    local: Vec<SocketAddr>,
     sources: BTreeSet<String>,
     /// What cannot be said in these words: an index that leads nowhere.
     broken: Vec<String>,
@@ -84,13 +87,16 @@ fn want(port: &ServicePort, desired: &mut BTreeMap<Place, Behind>) {
         Protocol::Tcp => proto::TCP,
         Protocol::Udp => proto::UDP,
     };
-    let set = |set: &[BackendAddr]| set.iter().map(|it| SocketAddr::new(it.addr, it.port)).collect();
+    let at = |it: &BackendAddr| SocketAddr::new(it.addr, it.port);
+    let set = |set: &[BackendAddr]| set.iter().map(at).collect();
+    let table =
+        |set: &[BackendAddr]| maglev::table(set).iter().map(|place| at(&set[*place as usize])).collect();
     for frontend in &port.frontends {
         let behind = Behind {
             flags: frontend_flags(port, frontend),
             service_flags: service_flags(port),
             affinity: port.affinity.unwrap_or(0),
-            cluster: set(&port.cluster),
+            cluster: if port.consistent { table(&port.cluster) } else { set(&port.cluster) },
             local: set(&port.local),
             sources: port
                 .sources
@@ -166,8 +172,8 @@ fn members<F: NodeFamily>(
     nodes: &[IpAddr],
     ring: Ring,
     broken: &mut Vec<String>,
-) -> BTreeSet<SocketAddr> {
-    let mut found = BTreeSet::new();
+) -> Vec<SocketAddr> {
+    let mut found = Vec::new();
     if u64::from(ring.offset()) + u64::from(ring.len()) > u64::from(tables.slab.len()) {
         broken.push(format!("slots {}+{} are beyond the slab", ring.offset(), ring.len()));
         return found;
@@ -183,17 +189,13 @@ fn members<F: NodeFamily>(
         if backend.flags != backend_flag::LIVE | host {
             broken.push(format!("backend #{index} ({addr}) has flags {:#x}", backend.flags));
         }
-        if !found.insert(SocketAddr::new(addr, u16::from_be(backend.port))) {
-            broken.push(format!("backend {addr} is in the ring twice"));
-        }
+        found.push(SocketAddr::new(addr, u16::from_be(backend.port)));
     }
     found
 }
 
 impl Behind {
     fn text(&self) -> String {
-        let list =
-            |set: &BTreeSet<SocketAddr>| set.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let mut parts = vec![format!("flags {:#x}", self.flags)];
         let mut part = |name: &str, text: String, shown: bool| {
             if shown {
@@ -202,13 +204,29 @@ impl Behind {
         };
         part("service flags", format!("{:#x}", self.service_flags), self.service_flags != 0);
         part("affinity", format!("{} s", self.affinity), self.affinity != 0);
-        part("backends", list(&self.cluster), !self.cluster.is_empty());
-        part("local backends", list(&self.local), !self.local.is_empty());
+        part("backends", ring(&self.cluster), !self.cluster.is_empty());
+        part("local backends", ring(&self.local), !self.local.is_empty());
         let sources: Vec<&str> = self.sources.iter().map(String::as_str).collect();
         part("sources", sources.join(" "), !sources.is_empty());
         part("broken:", self.broken.join("; "), !self.broken.is_empty());
         parts.join(", ")
     }
+}
+
+/// Slots that are listed one by one; of more, only who has them.
+const LISTED: usize = 200;
+
+fn ring(slots: &[SocketAddr]) -> String {
+    let join = |all: &mut dyn Iterator<Item = &SocketAddr>| {
+        all.map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    if slots.len() <= LISTED {
+        return join(&mut slots.iter());
+    }
+    let mut order = DefaultHasher::new();
+    slots.hash(&mut order);
+    let backends: BTreeSet<&SocketAddr> = slots.iter().collect();
+    format!("{} in {} slots, order {:016x}", join(&mut backends.into_iter()), slots.len(), order.finish())
 }
 
 fn prefix(addr: IpAddr, length: u8) -> String {

@@ -6,7 +6,7 @@ use portolan_abi::{Ring, Service};
 use portolan_core::{V4, V6};
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::maps::Set;
-use portolan_plan::{BackendAddr, ServicePlan, ServicePort};
+use portolan_plan::{BackendAddr, ServicePlan, ServicePort, maglev};
 
 use crate::applier::{Applier, Installed, Retired, Slot};
 use crate::family::{FamilyState, service_flags};
@@ -86,8 +86,8 @@ impl Applier {
 
     /// Backends, rings and index of one port; whether the index is new.
     fn prepare(&mut self, old: Option<&Installed>, port: &ServicePort) -> Result<(Slot, bool), Full> {
-        let cluster = self.ring(port.name.family, &port.cluster)?;
-        let local = match self.ring(port.name.family, &port.local) {
+        let cluster = self.ring(port.name.family, &port.cluster, port.consistent)?;
+        let local = match self.ring(port.name.family, &port.local, false) {
             Ok(local) => local,
             Err(full) => {
                 self.let_go(port.name.family, &port.cluster, cluster);
@@ -129,12 +129,13 @@ impl Applier {
     }
 
     /// A ring of these backends, each of them in use.
-    fn ring(&mut self, family: Family, set: &[BackendAddr]) -> Result<Ring, Full> {
+    fn ring(&mut self, family: Family, set: &[BackendAddr], consistent: bool) -> Result<Ring, Full> {
         let content = match family {
             Family::V4 => self.v4.acquire(set, &mut self.tables.v4),
             Family::V6 => self.v6.acquire(set, &mut self.tables.v6),
         };
         let content = content.ok_or(Full("backends"))?;
+        let content = if consistent { lay_out(&content, set) } else { content };
         match self.rings.acquire(&content, &mut self.tables.slab) {
             Some(ring) => Ok(ring),
             None => {
@@ -236,6 +237,11 @@ impl Applier {
             self.stale.insert(slot.index);
         }
     }
+}
+
+/// Backend indexes as a consistent table of their backends.
+fn lay_out(indexes: &[u32], set: &[BackendAddr]) -> Vec<u32> {
+    maglev::table(set).into_iter().filter_map(|at| indexes.get(at as usize).copied()).collect()
 }
 
 /// A table has no room for a whole service.

@@ -263,6 +263,15 @@ where
         set.iter().map(|backend| self.acquire_one(backend, tables)).collect()
     }
 
+    /// The indexes of backends that are in use, in the order given.
+    pub(crate) fn indexes_of(&self, set: &[BackendAddr]) -> Vec<u32> {
+        let index = |backend: &BackendAddr| {
+            let key = (F::of(backend.addr)?, backend.port.to_be());
+            self.backends.get(&key).map(|known| known.index)
+        };
+        set.iter().filter_map(index).collect()
+    }
+
     fn missing_backends(&self, set: &[BackendAddr]) -> usize {
         let known = |backend: &BackendAddr| {
             F::of(backend.addr).is_some_and(|addr| self.backends.contains_key(&(addr, backend.port.to_be())))

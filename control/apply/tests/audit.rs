@@ -41,6 +41,7 @@ fn services() -> Services {
             local: vec![local, host],
             internal_local: number.is_multiple_of(2),
             external_local: true,
+            consistent: number == 1,
             sources: (number % 2 == 1).then(|| vec!["203.0.113.0/24".parse().unwrap()]),
             affinity: Some(60),
         };

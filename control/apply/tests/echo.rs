@@ -33,6 +33,7 @@ fn plan(port: u16, restricted: bool, backends: bool) -> Arc<ServicePlan> {
             local: Vec::new(),
             internal_local: false,
             external_local: false,
+            consistent: false,
             sources: restricted.then(|| vec!["203.0.113.0/24".parse().unwrap()]),
             affinity: None,
         }],

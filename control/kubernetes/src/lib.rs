@@ -10,5 +10,5 @@ mod source;
 mod state;
 
 pub use config::{ApiConfig, ConfigError};
-pub use source::{ClusterHandle, ClusterSource};
+pub use source::{ClusterHandle, ClusterSource, resources};
 pub use state::{Seen, State};

@@ -197,6 +197,15 @@ fn document(mut object: DynamicObject, types: &TypeMeta) -> Value {
     serde_json::to_value(&object).unwrap_or_default()
 }
 
+/// What is listed and watched, as `group/plural`, sorted: what a role has to allow.
+#[must_use]
+pub fn resources() -> Vec<String> {
+    let mut resources: Vec<String> =
+        KINDS.map(resource).iter().map(|it| format!("{}/{}", it.group, it.plural)).collect();
+    resources.sort();
+    resources
+}
+
 fn resource(kind: Kind) -> ApiResource {
     let (group, version) = match kind.api_version().split_once('/') {
         Some((group, version)) => (group, version),

@@ -80,6 +80,8 @@ pub struct ServicePort {
     pub external_local: bool,
     /// Who may use the load balancer addresses: sorted, unique, of this family. `None`: everybody.
     pub sources: Option<Vec<IpNetwork>>,
+    /// The Cluster set is laid out as a table of [`maglev`](crate::maglev): few flows move when a backend leaves.
+    pub consistent: bool,
     /// Session affinity by client address: its timeout, 1 to 86,400 seconds.
     pub affinity: Option<u32>,
 }

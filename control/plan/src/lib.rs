@@ -5,6 +5,7 @@
 
 mod claims;
 mod desired;
+pub mod maglev;
 mod node;
 mod planner;
 mod pods;

@@ -22,6 +22,8 @@ pub struct Options {
     pub external_ips: bool,
     /// First and last NodePort that nodes answer on; `None`: any.
     pub node_ports: Option<(u16, u16)>,
+    /// Ports that can be reached from outside choose their backends by consistent hashing.
+    pub consistent: bool,
 }
 
 /// How much to plan.

@@ -108,7 +108,8 @@ fn plan_port(
         }
     }
     granted.sort_unstable();
-    let external_local = service.external_local && reachable_from_outside(service, port, context.options);
+    let external = reachable_from_outside(service, port, context.options);
+    let external_local = service.external_local && external;
     let wanted = Wanted {
         port: &port.name,
         protocol: port.protocol,
@@ -123,6 +124,7 @@ fn plan_port(
         local: selection.local,
         internal_local: service.internal_local,
         external_local,
+        consistent: external && context.options.consistent,
         sources: sources(service, family),
         affinity: service.affinity,
     }

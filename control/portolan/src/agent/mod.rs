@@ -36,7 +36,7 @@ use crate::cli::Global;
 use crate::metrics::{self, Metrics};
 use engine::Engine;
 use network::Network;
-pub use options::{LogFormat, Options, SourceSpec};
+pub use options::{LogFormat, Options, Selection, SourceSpec};
 use programs::Programs;
 use state::Shared;
 pub use uninstall::{UninstallOptions, uninstall};
@@ -87,6 +87,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let rules = portolan_plan::Options {
         external_ips: options.external_ips,
         node_ports: Some(options.node_port_range),
+        consistent: options.external_selection == Selection::Maglev,
     };
     let planner = Planner::with_options(&options.node_name, rules);
     let shared = Arc::new(Shared::new(&options.node_name, mode, planner, applier));

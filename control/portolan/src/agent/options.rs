@@ -52,6 +52,9 @@ pub struct Options {
     /// its root. Not set: by their packets only
     #[arg(long, value_name = "PATH")]
     pub socket_cgroup: Option<PathBuf>,
+    /// How backends are chosen for services that can be reached from outside
+    #[arg(long, value_enum, default_value_t = Selection::List)]
+    pub external_selection: Selection,
     /// Attach by the clsact qdisc also where the kernel has tcx
     #[arg(long)]
     pub force_clsact: bool,
@@ -126,6 +129,15 @@ pub(super) struct Directories {
     pub(super) cni_bin_dir: PathBuf,
 }
 
+/// How a backend is chosen by a flow's hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Selection {
+    /// Among the list of backends: one slot for each.
+    List,
+    /// By a Maglev table: hundreds of slots for each, of which few change when a backend leaves. Give --slots accordingly.
+    Maglev,
+}
+
 /// Form of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -195,5 +207,53 @@ mod tests {
                 "{refused}"
             );
         }
+    }
+
+    /// Every document of the manifest.
+    fn manifest() -> Vec<serde_json::Value> {
+        let text = include_str!("../../../../deploy/portolan.yaml");
+        let documents = serde_yaml_ng::Deserializer::from_str(text);
+        documents.map(|document| serde::Deserialize::deserialize(document).unwrap()).collect()
+    }
+
+    fn of_kind(kind: &str) -> serde_json::Value {
+        manifest().into_iter().find(|document| document["kind"] == kind).unwrap()
+    }
+
+    #[test]
+    fn the_daemon_set_starts_the_agent_with_options_that_it_has_and_directories_that_it_uses() {
+        let pod = &of_kind("DaemonSet")["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        let words = container["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
+        let options = Arguments::try_parse_from(words).unwrap().options;
+        assert_eq!(options.source, SourceSpec::Kubernetes(None));
+        assert_eq!(options.api_servers.len(), 1);
+
+        let mounted: Vec<&str> = container["volumeMounts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| it["mountPath"].as_str().unwrap())
+            .collect();
+        let Directories { state_dir, cni_conf_dir, cni_bin_dir } = options.directories;
+        let socket = PathBuf::from("/run/portolan");
+        for path in [state_dir, cni_conf_dir, cni_bin_dir, socket] {
+            assert!(mounted.contains(&path.to_str().unwrap()), "{} is not the node's own", path.display());
+        }
+        assert_eq!(pod["hostNetwork"], true, "the agent works on the node's own network");
+    }
+
+    #[test]
+    fn the_cluster_role_allows_what_the_source_does_and_nothing_else() {
+        let role = of_kind("ClusterRole");
+        let mut allowed: Vec<String> = Vec::new();
+        for rule in role["rules"].as_array().unwrap() {
+            assert_eq!(rule["verbs"], serde_json::json!(["list", "watch"]));
+            let group = rule["apiGroups"][0].as_str().unwrap();
+            let resources = rule["resources"].as_array().unwrap().iter();
+            allowed.extend(resources.map(|resource| format!("{group}/{}", resource.as_str().unwrap())));
+        }
+        allowed.sort();
+        assert_eq!(allowed, portolan_kubernetes::resources());
     }
 }

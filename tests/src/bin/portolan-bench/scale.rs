@@ -2,6 +2,7 @@
 
 mod cluster;
 mod flows;
+mod large;
 
 use std::net::Ipv4Addr;
 use std::process::Command;
@@ -36,6 +37,7 @@ pub(crate) fn measure(quick: bool) -> Result<Section> {
         let results: Vec<Value> = (0..rounds).map(|_| child(services, quick)).collect::<Result<_>>()?;
         rows.extend(summary(services, &results));
     }
+    rows.extend(large::changes(if quick { 3 } else { 7 })?);
     rows.extend(flows::reconcile(if quick { 3 } else { 7 })?);
     rows.extend(nftables(if quick { 3 } else { 7 })?);
     Ok(Section { name: "scale", title: "Scale: services into the kernel", how: HOW, rows })

@@ -94,7 +94,7 @@ prop_compose! {
 }
 
 /// One of the NodePorts is outside of it.
-const OPTIONS: Options = Options { external_ips: true, node_ports: Some((30_000, 30_001)) };
+const OPTIONS: Options = Options { external_ips: true, node_ports: Some((30_000, 30_001)), consistent: true };
 
 type Outcome = (BTreeMap<ServiceKey, Arc<ServicePlan>>, NodePlan, Vec<Condition>);
 
