@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketType, sockopt, sockopt::Timeout};
+use rustix::net::{self, AddressFamily, SocketType};
 
 use super::Netns;
 
@@ -41,16 +41,8 @@ impl Tally {
 /// # Errors
 /// No answer.
 pub fn get(netns: &Netns, to: SocketAddr) -> Result<(String, String)> {
-    netns.enter(move || -> Result<(String, String)> {
-        let socket = bound(to, SocketType::STREAM)?;
-        sockopt::set_socket_timeout(&socket, Timeout::Send, Some(TIMEOUT))?;
-        net::connect(&socket, &to)
-            .map_err(std::io::Error::from)
-            .with_context(|| format!("connecting to {to}"))?;
-        let mut stream = TcpStream::from(socket);
-        prepare(&stream)?;
-        request(&mut stream)
-    })?
+    // Without a port of its own choice: sockets that have one are not balanced when they connect.
+    netns.enter(move || request_once(to))?
 }
 
 /// A socket with a port that no other of this process had before: what is asked from a port again may be of the flow
