@@ -195,7 +195,7 @@ pub(crate) fn elsewhere<F: Family, T: Tables<F>>(
 ) -> Option<(Backend<F::Addr>, Exit)> {
     let Asked::Frontend(frontend) = resolve::<F, T>(hook, key, tables) else { return None };
     let (config, service) = (tables.config()?, tables.service(frontend.service)?);
-    if service.affinity != 0 || is_local(hook, frontend, &service) {
+    if service.cluster.is_empty() || service.affinity != 0 || is_local(hook, frontend, &service) {
         return None;
     }
     let backend = select::backend(service.cluster, flow_hash(key, config.seed), tables)?;
