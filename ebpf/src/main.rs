@@ -12,6 +12,7 @@ mod frame;
 mod maps;
 mod run;
 mod tables;
+mod tunnel;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use portolan_core::Hook;

@@ -42,6 +42,7 @@ fn plan(number: u8, affinity: Option<u32>, backends: &[u8]) -> Arc<ServicePlan> 
             cluster,
             internal_local: true,
             external_local: false,
+            direct: false,
             sources: None,
             affinity,
         }],

@@ -45,6 +45,7 @@ fn plan_at(number: u8, address: u8, backends: &[u8]) -> Arc<ServicePlan> {
             local: Vec::new(),
             internal_local: false,
             external_local: false,
+            direct: false,
             sources: None,
             affinity: None,
         }],

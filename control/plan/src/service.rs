@@ -107,11 +107,14 @@ fn plan_port(
     }
     granted.sort_unstable();
     let external_local = service.external_local && reachable_from_outside(service, port, context.options);
+    let direct = !service.external_local
+        && context.options.external_mode.is_direct(port.protocol)
+        && reachable_from_outside(service, port, context.options);
     let wanted = Wanted {
         port: &port.name,
         protocol: port.protocol,
         family,
-        local: external_local || service.internal_local,
+        local: external_local || service.internal_local || direct,
     };
     let selection = select(&entry.slices, wanted, context.place);
     ServicePort {
@@ -121,6 +124,7 @@ fn plan_port(
         local: selection.local,
         internal_local: service.internal_local,
         external_local,
+        direct,
         sources: sources(service, family),
         affinity: service.affinity,
     }

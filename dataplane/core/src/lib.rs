@@ -20,6 +20,7 @@ pub mod icmp;
 mod select;
 mod service;
 mod tables;
+pub mod tunnel;
 mod verdict;
 pub mod wire;
 

@@ -10,7 +10,7 @@ use crate::conntrack::{is_closed, is_expired, is_forgotten, peer_key};
 use crate::guard::source_mac;
 use crate::select::{self, finish, flow_hash, mix, scale};
 use crate::wire::{Frame, Packet, join_ports, split_ports, swap_ports};
-use crate::{Address, Exit, Family, Hook, Reason, Rewrite, Tables, Verdict};
+use crate::{Address, Exit, Family, Hook, Reason, Rewrite, Tables, Verdict, tunnel};
 
 /// Source ports tried before a flow is refused. With a range that is three quarters full, eight tries fail for
 /// one flow in ten; with half of it, for one in 256. Each is a table update, so not many more are affordable.
@@ -111,7 +111,7 @@ pub(crate) fn choose<F: Family, T: Tables<F>, P: Frame>(
 ) -> Result<Choice, Verdict<F>> {
     let Some(config) = tables.config() else { return Err(Verdict::Drop(Reason::Dangling)) };
     let Some(service) = tables.service(frontend.service) else { return Err(Verdict::Drop(Reason::Dangling)) };
-    let local = is_local(hook, frontend, &service);
+    let local = hook == Hook::Tunnel || is_local(hook, frontend, &service);
     let ring = if local { service.local } else { service.cluster };
     if ring.is_empty() {
         if !service.cluster.is_empty() {
@@ -181,7 +181,13 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
     if backend.flags & backend_flag::LIVE == 0 {
         return Err(Reason::Dangling);
     }
-    let there = locate(hook, &key.src, &backend, &config, tables)?;
+    let mut there = locate(hook, &key.src, &backend, &config, tables)?;
+    if hook == Hook::Uplink && tunnel::is_wanted::<F, T>(there, choice.service, &backend.addr, tables) {
+        if F::node_address(&config).is_none() {
+            return Err(Reason::NoNodeAddress);
+        }
+        there.kind = portolan_abi::exit::TUNNEL;
+    }
     let Some(back) = way_back(hook, ifindex, frame, &config) else { return Err(Reason::Truncated) };
     let (src, masquerade) = source::<F>(hook, key, &backend, there, &config)?;
     let ports = join_ports(backend.port, split_ports(key.ports).0);
@@ -204,7 +210,10 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
         zero: 0,
     };
     let hash = flow_hash(key, config.seed);
-    if !claim_reply(&mut reply_key, &flow, hash, &config, tables, now) {
+    // What the backend's node answers does not come back here.
+    if there.kind != portolan_abi::exit::TUNNEL
+        && !claim_reply(&mut reply_key, &flow, hash, &config, tables, now)
+    {
         return Err(Reason::NoPort);
     }
     // In place: a program has no stack for two of them.
@@ -339,7 +348,7 @@ fn locate<F: Family, T: Tables<F>>(
 pub(crate) fn way_back<P: Frame>(hook: Hook, ifindex: u32, frame: &P, config: &Config) -> Option<Exit> {
     match hook {
         Hook::Pod => Some(Exit { kind: portolan_abi::exit::POD, ifindex, mac: source_mac(frame)? }),
-        Hook::Uplink => Some(Exit::uplink(ifindex)),
+        Hook::Uplink | Hook::Tunnel => Some(Exit::uplink(ifindex)),
         _ => Some(Exit::host(config.service_ifindex)),
     }
 }
@@ -375,6 +384,9 @@ pub(crate) fn forwarded<F: Family, T: Tables<F>>(
     tables: &T,
 ) -> Verdict<F> {
     let mut exit = Exit::of_flow(flow);
+    if exit.kind == portolan_abi::exit::TUNNEL {
+        return Verdict::Encapsulate(exit);
+    }
     if exit.kind == portolan_abi::exit::UPLINK
         && hook.is_ingress()
         && len > FITS_ALWAYS

@@ -5,19 +5,22 @@ use std::collections::BTreeSet;
 use portolan_abi::counter;
 use portolan_core::wire::Frame;
 use portolan_core::{Family, Hook, Short, Tables, V4, V6, Verdict};
-use portolan_core::{New, decide, decide_error, decide_known, decide_new, decide_other, established, open};
+use portolan_core::{
+    New, decide, decide_error, decide_known, decide_new, decide_other, established, open, tunnel,
+};
 
-use super::apply::{Bytes, apply};
+use super::apply::{Bytes, apply, unpack};
 use super::family::Tested;
 use super::fixture::site::Site;
 use super::memory::Memory;
 
 /// Every hook, with an interface it is at in [`Site`]'s world.
-pub const HOOKS: [(Hook, u32); 7] = [
+pub const HOOKS: [(Hook, u32); 8] = [
     (Hook::Pod, Site::A_IF),
     (Hook::Pod, Site::B_IF),
     (Hook::PodEgress, Site::A_IF),
     (Hook::Uplink, Site::UPLINK_IF),
+    (Hook::Tunnel, Site::UPLINK_IF),
     (Hook::UplinkEgress, Site::UPLINK_IF),
     (Hook::Service, Site::SERVICE_IF),
     (Hook::Loopback, Site::LOOPBACK_IF),
@@ -81,9 +84,17 @@ pub fn one<F: Tested>(
     tables: &Memory<F>,
     now: u32,
 ) -> (Verdict<F>, bool, Vec<u8>) {
+    let packed = hook == Hook::Uplink && tunnel::is_ours::<F, _, _>(&Bytes(bytes), tables);
+    if packed && u16::from_be_bytes([bytes[12], bytes[13]]) == F::ETHERTYPE {
+        return one(Hook::Tunnel, ifindex, &unpack::<F>(bytes), tables, now);
+    }
     let twin = tables.clone();
     let whole = decide::<F, _, _>(hook, ifindex, &Bytes(bytes), &twin, now);
     let (verdict, short) = steps::<F, _>(hook, ifindex, &Bytes(bytes), tables, now);
+    let verdict = match verdict {
+        Verdict::Encapsulate(_) => tunnel::parcel(hook, ifindex, &Bytes(bytes), tables).verdict(),
+        verdict => verdict,
+    };
     assert_eq!(verdict, whole, "step by step and at once");
     assert_eq!(tables.flows, twin.flows, "flows, step by step and at once");
     let out = apply(hook, ifindex, bytes, &verdict, tables);

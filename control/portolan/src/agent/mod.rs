@@ -77,7 +77,10 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let applier = Applier::open(object.tables()?)?;
     let programs = Arc::new(Programs::new(object, mode, &global.pins));
     let network = Arc::new(Network::new(links.clone(), Arc::clone(&programs), &options)?);
-    let rules = portolan_plan::Options { external_ips: options.external_ips };
+    let rules = portolan_plan::Options {
+        external_ips: options.external_ips,
+        external_mode: options.external_mode.into(),
+    };
     let planner = Planner::with_options(&options.node_name, rules);
     let shared = Arc::new(Shared::new(&options.node_name, mode, planner, applier));
     let metrics = Arc::new(Metrics::new());

@@ -42,6 +42,9 @@ pub struct Options {
     /// Serve `spec.externalIPs`: whoever may write a Service can then take over any address
     #[arg(long)]
     pub external_ips: bool,
+    /// How outside clients reach backends on other nodes; the same on all nodes
+    #[arg(long, value_enum, default_value_t = ExternalMode::Snat)]
+    pub external_mode: ExternalMode,
     /// Attach by the clsact qdisc also where the kernel has tcx
     #[arg(long)]
     pub force_clsact: bool,
@@ -100,6 +103,27 @@ pub(super) struct Directories {
     /// Where the CNI plugin is installed
     #[arg(long, default_value = "/opt/cni/bin")]
     pub(super) cni_bin_dir: PathBuf,
+}
+
+/// How outside clients reach backends on other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExternalMode {
+    /// Masqueraded: answers come back through this node, and backends see it as their client
+    Snat,
+    /// Encapsulated: backends see the client, and their node answers it directly
+    Dsr,
+    /// TCP as dsr, UDP as snat
+    Hybrid,
+}
+
+impl From<ExternalMode> for portolan_plan::ExternalMode {
+    fn from(mode: ExternalMode) -> Self {
+        match mode {
+            ExternalMode::Snat => Self::Snat,
+            ExternalMode::Dsr => Self::Dsr,
+            ExternalMode::Hybrid => Self::Hybrid,
+        }
+    }
 }
 
 /// Form of the log.

@@ -44,6 +44,7 @@ fn text(status: &Status) -> String {
     line("Addresses", or_none(join(&status.addresses)));
     line("podCIDRs", or_none(join(status.pod_cidrs.iter().map(pod_cidr))));
     line("Programs", programs(status));
+    line("Outside", outside(&status.external_mode));
     line("Services", status.services.to_string());
     line("Pods", status.pods.to_string());
     line("Routes", status.routes.to_string());
@@ -83,6 +84,16 @@ fn programs(status: &Status) -> String {
     }
     let places = status.interfaces.iter().map(|(name, role)| format!("{name} ({role})"));
     clean(&format!("{} at {} and every pod", status.attach_mode, join(places)))
+}
+
+/// `dsr (answered by the backend's node)`.
+fn outside(mode: &str) -> String {
+    let how = match mode {
+        "dsr" => "clients are answered by the backend's node",
+        "hybrid" => "TCP clients are answered by the backend's node, UDP clients through this one",
+        _ => "clients of backends elsewhere are masqueraded",
+    };
+    clean(&format!("{mode} ({how})"))
 }
 
 fn tables(status: &Status) -> String {
