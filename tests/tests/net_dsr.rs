@@ -62,7 +62,11 @@ fn a_backend_elsewhere_sees_the_client_and_its_node_answers_directly() -> Result
                 &format!("src host {} and dst host {}", to.ip(), outside(v6)?),
             )?;
             let between = Capture::start(other, "eth0", &format!("dst host {pod}"))?;
-            let client = Capture::start(&shop.cluster.client, "eth0", &format!("dst host {}", outside(v6)?))?;
+            let client = Capture::start(
+                &shop.cluster.client,
+                "eth0",
+                &format!("(tcp or udp) and dst host {}", outside(v6)?),
+            )?;
             for _ in 0..3 {
                 assert_eq!(seen_over_tcp(&shop, to)?, outside(v6)?, "{to} over TCP");
                 assert_eq!(seen_over_udp(&shop, to)?, outside(v6)?, "{to} over UDP");

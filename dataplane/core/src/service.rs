@@ -43,7 +43,9 @@ pub(crate) fn resolve<F: Family, T: Tables<F>>(hook: Hook, key: &FlowKey<F::Addr
     if flags & frontend_flag::VIP != 0 {
         return Asked::UnknownPort;
     }
-    if flags & frontend_flag::NODE == 0 || !is_node_port::<F, T>(port, tables) {
+    // What another node sent here may have been asked of that node's address.
+    let node = frontend_flag::NODE | if hook == Hook::Tunnel { frontend_flag::PEER } else { 0 };
+    if flags & node == 0 || !is_node_port::<F, T>(port, tables) {
         return Asked::Other;
     }
     let wildcard = FrontendKey { addr: F::Addr::UNSPECIFIED, port, proto, zero: 0 };
