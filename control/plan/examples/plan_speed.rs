@@ -63,7 +63,6 @@ fn service(i: u32) -> Service {
         ports: smallvec![Port { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
         internal_local: false,
         external_local: false,
-        direct: false,
         affinity: None,
     }
 }

@@ -92,7 +92,7 @@ prop_compose! {
     }
 }
 
-const OPTIONS: Options = Options { external_ips: true };
+const OPTIONS: Options = Options { external_ips: true, external_mode: ExternalMode::Hybrid };
 
 type Outcome = (BTreeMap<ServiceKey, Arc<ServicePlan>>, NodePlan, Vec<Condition>);
 

@@ -37,6 +37,7 @@ Agent        0.1.0 on node node1, ready, up 3h 12m
 Addresses    192.0.2.1, 2001:db8::1
 podCIDRs     10.244.1.0/24 (3 of 254 used)
 Programs     tcx at eth0 (uplink), lo (loopback), portolan0 (service) and every pod
+Outside      snat (clients of backends elsewhere are masqueraded)
 Services     12
 Pods         3
 Routes       1
