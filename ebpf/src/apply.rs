@@ -28,6 +28,8 @@ impl Done {
     pub const UNKNOWN: u64 = u64::MAX;
     /// No decision yet; the packet's flow is in the table.
     pub const NEWS: u64 = u64::MAX - 1;
+    /// The packet leaves inside of another, if that fits.
+    pub const PARCEL: u64 = u64::MAX - 2;
 
     #[inline(always)]
     pub const fn new(outcome: u32, action: i32) -> Self {
@@ -47,6 +49,15 @@ impl Done {
     /// The packet is to be replaced by [`refuse`], which is a function of its own: its caller's stack is full.
     const REFUSE: i32 = i32::MAX;
 
+    /// The packet is to be replaced by [`complain`](crate::tunnel::complain).
+    pub const COMPLAIN: i32 = i32::MAX - 1;
+
+    /// Whether the packet awaits [`complain`](crate::tunnel::complain).
+    #[inline(always)]
+    pub const fn is_complaint(self) -> bool {
+        self.action() == Self::COMPLAIN
+    }
+
     /// No decision yet: a flow is to be opened. Both indexes are far below 2^31.
     #[inline(always)]
     pub const fn open(choice: Choice) -> Self {
@@ -56,7 +67,7 @@ impl Done {
     /// The flow to open, if that is what comes next.
     #[inline(always)]
     pub const fn choice(self) -> Option<Choice> {
-        if self.0 & OPEN == 0 || self.0 >= Self::NEWS {
+        if self.0 & OPEN == 0 || self.0 >= Self::PARCEL {
             return None;
         }
         Some(Choice { service: ((self.0 & !OPEN) >> 32) as u32, backend: self.0 as u32 })
@@ -69,7 +80,7 @@ impl Done {
     }
 
     #[inline(always)]
-    const fn failed() -> Self {
+    pub const fn failed() -> Self {
         Self::new(counter::DROP_KERNEL, TC_ACT_SHOT)
     }
 }
@@ -209,7 +220,7 @@ pub fn refuse<F: Route>(skb: *mut __sk_buff, hook: Hook, ifindex: u32) -> i32 {
 /// machines on the same host does. Only the kernel knows; it shows it by leaving such a sum as it is when something
 /// outside of the pseudo header changes. The sum is spoiled afterwards.
 #[inline(always)]
-fn awaits_device(skb: *mut __sk_buff, at: usize) -> bool {
+pub fn awaits_device(skb: *mut __sk_buff, at: usize) -> bool {
     let read = || {
         // SAFETY: `view` has compared the range with the end of the packet.
         Linear::new(skb).view::<u16>(at).map(|field| unsafe { *field })
@@ -240,7 +251,7 @@ fn unreachable<F: Family>(
 
 /// Makes the packet `len` bytes long, all of them linear.
 #[inline(always)]
-fn resize(skb: *mut __sk_buff, len: usize) -> bool {
+pub fn resize(skb: *mut __sk_buff, len: usize) -> bool {
     // SAFETY: the context is the program's own.
     unsafe { bpf_skb_change_tail(skb, len as u32, 0) == 0 && bpf_skb_pull_data(skb, len as u32) == 0 }
 }
@@ -257,7 +268,7 @@ fn address(skb: *mut __sk_buff, hook: Hook, exit: Exit) -> bool {
 
 /// Hands the packet to the kernel for its way out.
 #[inline(always)]
-fn leave(hook: Hook, exit: Exit, outcome: u32) -> Done {
+pub fn leave(hook: Hook, exit: Exit, outcome: u32) -> Done {
     // On the way to the pod already: the stack has done the rest.
     if hook == Hook::PodEgress {
         return Done::new(outcome, TC_ACT_UNSPEC);
@@ -268,7 +279,7 @@ fn leave(hook: Hook, exit: Exit, outcome: u32) -> Done {
             // Straight into the pod's namespace, past the host's side; that exists on arrival only.
             exit::POD if hook.is_ingress() => bpf_redirect_peer(exit.ifindex, 0),
             exit::POD => bpf_redirect(exit.ifindex, 0),
-            exit::UPLINK => bpf_redirect_neigh(exit.ifindex, core::ptr::null_mut(), 0, 0),
+            exit::UPLINK | exit::TUNNEL => bpf_redirect_neigh(exit.ifindex, core::ptr::null_mut(), 0, 0),
             exit::HOST => bpf_redirect(exit.ifindex, u64::from(BPF_F_INGRESS)),
             _ => return Done::new(outcome, TC_ACT_UNSPEC),
         }

@@ -15,6 +15,7 @@ mod run;
 mod socket;
 mod tables;
 mod trace;
+mod tunnel;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};

@@ -6,7 +6,7 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_skb_pull_data};
 use aya_ebpf::programs::TcContext;
-use portolan_abi::counter;
+use portolan_abi::{counter, exit};
 use portolan_core::icmp::Finding;
 use portolan_core::{
     Choice, Family, Hook, New, Reason, Short, V4, V6, Verdict, decide_error, decide_known, decide_new,
@@ -18,6 +18,7 @@ use crate::frame::Linear;
 use crate::maps;
 use crate::tables::{Maps, Route};
 use crate::trace;
+use crate::tunnel;
 
 /// EtherTypes in the byte order of the context.
 const IPV4: u32 = V4::ETHERTYPE.to_be() as u32;
@@ -49,8 +50,19 @@ macro_rules! family {
 
             /// The short way, then the long one, each step only where the one before has not decided.
             #[inline(always)]
-            pub fn steps(skb: *mut __sk_buff, hook: Hook) -> u64 {
+            pub fn steps(skb: *mut __sk_buff, place: Hook) -> u64 {
                 pull::<$family>(skb);
+                let mut hook = place;
+                if place == Hook::Uplink && tunnel::may_carry::<$family>(skb) {
+                    match unpack(skb) {
+                        tunnel::FOREIGN => {}
+                        tunnel::UNPACKED => {
+                            hook = Hook::Tunnel;
+                            pull::<$family>(skb);
+                        }
+                        _ => return Done::failed().0,
+                    }
+                }
                 let mut done = short(skb, hook, false);
                 if done == Done::NEWS {
                     done = known(skb, hook);
@@ -73,6 +85,16 @@ macro_rules! family {
                 }
                 if done == Done::UNKNOWN {
                     done = other(skb, hook);
+                }
+                if done == Done::PARCEL {
+                    done = Done::new(Reason::Tunnel as u32, TC_ACT_SHOT).0;
+                    // Known at compile time where it is false: those programs do without the steps.
+                    if place == Hook::Uplink && hook == Hook::Uplink {
+                        done = pack(skb);
+                        if Done(done).is_complaint() {
+                            done = Done::new(Done(done).outcome(), complain(skb)).0;
+                        }
+                    }
                 }
                 if Done(done).is_refusal() {
                     done = Done::new(Done(done).outcome(), refuse(skb, hook)).0;
@@ -114,6 +136,21 @@ macro_rules! family {
             fn refuse(skb: *mut __sk_buff, hook: Hook) -> i32 {
                 apply::refuse::<$family>(skb, hook, ifindex(skb))
             }
+
+            #[inline(never)]
+            fn unpack(skb: *mut __sk_buff) -> u32 {
+                tunnel::unpack::<$family>(skb)
+            }
+
+            #[inline(never)]
+            fn pack(skb: *mut __sk_buff) -> u64 {
+                tunnel::pack::<$family>(skb, ifindex(skb)).0
+            }
+
+            #[inline(never)]
+            fn complain(skb: *mut __sk_buff) -> i32 {
+                tunnel::complain::<$family>(skb, ifindex(skb))
+            }
         }
     };
 }
@@ -129,6 +166,7 @@ fn short<F: Route>(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
         Short::Verdict(packet, Verdict::Forward(rewrite, exit)) => {
             apply::forward::<F>(skb, hook, &packet, &rewrite, exit).0
         }
+        Short::Verdict(_, Verdict::Encapsulate(_)) => Done::PARCEL,
         Short::News => Done::NEWS,
         _ => Done::UNKNOWN,
     }
@@ -142,6 +180,7 @@ fn known<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
         Some((packet, Verdict::Forward(rewrite, exit))) => {
             apply::forward::<F>(skb, hook, &packet, &rewrite, exit).0
         }
+        Some((_, Verdict::Encapsulate(_))) => Done::PARCEL,
         Some((_, verdict)) => apply::untouched(skb, hook, verdict).0,
         None => Done::UNKNOWN,
     }
@@ -182,6 +221,7 @@ fn error<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
     let frame = Linear::new(skb);
     let errand = decide_error::<F, _, _>(hook, &frame, &Maps::new(skb));
     match errand.finding {
+        Finding::Flow if errand.exit.kind == exit::TUNNEL => Done::PARCEL,
         Finding::Flow => apply::error::<F>(skb, hook, &errand.translation, errand.exit).0,
         Finding::Expired => Done::new(Reason::Ttl as u32, TC_ACT_SHOT).0,
         Finding::Foreign => Done::UNKNOWN,

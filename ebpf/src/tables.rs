@@ -174,6 +174,20 @@ impl<F: Route> Tables<F> for Maps {
     }
 
     #[inline(always)]
+    fn mtu(&self, ifindex: u32) -> u32 {
+        let mut mtu = 0u32;
+        // SAFETY: as in `fits`. The helper writes the interface's MTU whatever it says of the packet.
+        unsafe { bpf_check_mtu(self.skb.cast(), ifindex, &raw mut mtu, 0, 0) };
+        mtu
+    }
+
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: the context is valid for the whole run.
+        unsafe { (*self.skb).gso_size }
+    }
+
+    #[inline(always)]
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Flow<F::Addr>, Self::Entry)> {
         let entry = F::flows().get_ptr_mut(key)?;
         // SAFETY: elements of a preallocated table stay readable; one that is recycled while it is copied makes

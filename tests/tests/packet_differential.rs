@@ -7,20 +7,24 @@ use portolan_tests::packet::family::Tested;
 use portolan_tests::packet::fixture::site::Site;
 use portolan_tests::packet::host::{Host, Machine, agree};
 use portolan_tests::packet::kernel::{Kernel, in_namespace};
-use portolan_tests::packet::random::{damaged, errors, packets};
+use portolan_tests::packet::random::{carried, damaged, errors, packets};
 use portolan_tests::packet::script::{Leaves, Place};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 /// A few packets in a row, so that later ones meet flows of earlier ones; each at a hook.
-fn rows(site: Site) -> impl Strategy<Value = Vec<(usize, Vec<u8>)>> {
+type Row = Vec<(usize, Vec<u8>)>;
+
+/// See [`Row`]; and whether services return directly.
+fn rows(site: Site) -> impl Strategy<Value = (bool, Row)> {
     let bytes = |packet: Packet| packet.bytes();
     let frame = prop_oneof![
         3 => packets(Just(site)).prop_map(bytes),
         1 => errors(Just(site)).prop_map(bytes),
+        1 => carried(Just(site)).prop_map(bytes),
         1 => damaged(Just(site)),
     ];
-    prop::collection::vec((0..HOOKS.len(), frame), 1..12)
+    (any::<bool>(), prop::collection::vec((0..HOOKS.len(), frame), 1..12))
 }
 
 /// Whether the kernel takes it for a test run, and it is not of the other family.
@@ -35,9 +39,13 @@ fn fits<F: Family>(frame: &[u8]) -> bool {
     }
 }
 
-fn same<F: Tested>(kernel: &mut Kernel, site: &Site, row: &[(usize, Vec<u8>)]) -> Result<(), TestCaseError> {
+fn same<F: Tested>(
+    kernel: &mut Kernel,
+    site: &Site,
+    (direct, row): &(bool, Row),
+) -> Result<(), TestCaseError> {
     kernel.clear::<F>();
-    let world = site.busy_world();
+    let world = if *direct { site.direct_world() } else { site.busy_world() };
     let mut host = Host::<F>::new(&world);
     Machine::<F>::change(kernel, &world);
     for (hook, frame) in row {

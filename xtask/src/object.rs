@@ -31,6 +31,9 @@ const SUBPROGRAMS: &[&str] = &[
     "portolan_ebpf::run::v4::error",
     "portolan_ebpf::run::v4::other",
     "portolan_ebpf::run::v4::refuse",
+    "portolan_ebpf::run::v4::unpack",
+    "portolan_ebpf::run::v4::pack",
+    "portolan_ebpf::run::v4::complain",
     "portolan_ebpf::run::v6::short",
     "portolan_ebpf::run::v6::known",
     "portolan_ebpf::run::v6::new",
@@ -38,6 +41,9 @@ const SUBPROGRAMS: &[&str] = &[
     "portolan_ebpf::run::v6::error",
     "portolan_ebpf::run::v6::other",
     "portolan_ebpf::run::v6::refuse",
+    "portolan_ebpf::run::v6::unpack",
+    "portolan_ebpf::run::v6::pack",
+    "portolan_ebpf::run::v6::complain",
 ];
 
 /// What the compiler's runtime always leaves in the object. Harmless as long as nobody calls it.

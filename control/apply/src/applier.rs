@@ -148,14 +148,19 @@ impl Applier {
         &self.tables
     }
 
-    /// Says what the node is.
+    /// Says what the node is, and what the addresses of the others are.
     ///
     /// # Errors
     /// A table cannot be written.
-    pub fn set_node(&mut self, config: Config, addresses: &[IpAddr]) -> Result<(), ApplyError> {
+    pub fn set_node(
+        &mut self,
+        config: Config,
+        addresses: &[IpAddr],
+        peers: &[IpAddr],
+    ) -> Result<(), ApplyError> {
         self.tables.config.write(0, config);
-        self.v4.set_nodes(addresses);
-        self.v6.set_nodes(addresses);
+        self.v4.set_nodes(addresses, peers);
+        self.v6.set_nodes(addresses, peers);
         self.v4.refresh_flags(&mut self.tables.v4);
         self.v6.refresh_flags(&mut self.tables.v6);
         self.flush()

@@ -44,7 +44,8 @@ struct Behind {
 /// Address (unspecified: a NodePort), port (0: a mark), protocol.
 type Place = (IpAddr, u16, u8);
 
-/// Compares the kernel's tables with what these services and addresses of the node need. Every difference, sorted.
+/// Compares the kernel's tables with what these services, addresses of the node and
+/// addresses of other nodes need. Every difference, sorted.
 ///
 /// # Errors
 /// A table cannot be read.
@@ -52,6 +53,7 @@ pub fn audit<'a>(
     tables: &Tables,
     services: impl IntoIterator<Item = (&'a ServiceKey, &'a ServicePlan)>,
     nodes: &[IpAddr],
+    peers: &[IpAddr],
 ) -> Result<Vec<Difference>, MapError> {
     let mut desired = BTreeMap::new();
     for (_, plan) in services {
@@ -61,6 +63,9 @@ pub fn audit<'a>(
     }
     for node in nodes {
         desired.entry((*node, 0, 0)).or_default().flags |= frontend_flag::NODE;
+    }
+    for peer in peers {
+        desired.entry((*peer, 0, 0)).or_default().flags |= frontend_flag::PEER;
     }
     let mut kernel = BTreeMap::new();
     read::<V4>(tables, &tables.v4, nodes, &mut kernel)?;

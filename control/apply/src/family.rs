@@ -32,6 +32,7 @@ pub(crate) struct FamilyState<F: NodeFamily> {
     /// Addresses whose mark may be another; some more than once.
     touched: Vec<F::Addr>,
     nodes: HashSet<F::Addr, RandomState>,
+    peers: HashSet<F::Addr, RandomState>,
     pub(crate) backends: Map<(F::Addr, u16), Use>,
     pub(crate) indexes: IndexPool,
     /// Records found at start that are of an address another one has.
@@ -84,6 +85,7 @@ where
             vips: Map::default(),
             touched: Vec::new(),
             nodes: HashSet::default(),
+            peers: HashSet::default(),
             backends: Map::default(),
             indexes: IndexPool::new(tables.backends.len()),
             twins: Vec::new(),
@@ -171,11 +173,13 @@ where
         }
     }
 
-    /// The node's own addresses.
-    pub(crate) fn set_nodes(&mut self, addresses: &[IpAddr]) {
-        let new: HashSet<_, RandomState> = addresses.iter().copied().filter_map(F::of).collect();
-        self.touched.extend(self.nodes.symmetric_difference(&new).copied());
-        self.nodes = new;
+    /// The node's own addresses, and those of the other nodes.
+    pub(crate) fn set_nodes(&mut self, addresses: &[IpAddr], peers: &[IpAddr]) {
+        for (known, new) in [(&mut self.nodes, addresses), (&mut self.peers, peers)] {
+            let new: HashSet<_, RandomState> = new.iter().copied().filter_map(F::of).collect();
+            self.touched.extend(known.symmetric_difference(&new).copied());
+            *known = new;
+        }
     }
 
     /// Writes all that changed: frontends, then marks; removals after additions.
@@ -226,6 +230,9 @@ where
 
     fn mark(&mut self, addr: F::Addr) {
         let mut flags = if self.nodes.contains(&addr) { frontend_flag::NODE } else { 0 };
+        if self.peers.contains(&addr) {
+            flags |= frontend_flag::PEER;
+        }
         let mut service = 0;
         match self.vips.get(&addr) {
             Some(vip) if vip.frontends > 0 => {
@@ -371,7 +378,8 @@ where
 pub(crate) fn service_flags(port: &ServicePort) -> u32 {
     let internal = if port.internal_local { service_flag::INTERNAL_LOCAL } else { 0 };
     let external = if port.external_local { service_flag::EXTERNAL_LOCAL } else { 0 };
-    internal | external
+    let direct = if port.direct { service_flag::DIRECT } else { 0 };
+    internal | external | direct
 }
 
 /// See [`frontend_flag`].

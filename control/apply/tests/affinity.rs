@@ -43,6 +43,7 @@ fn plan(number: u8, affinity: Option<u32>, backends: &[u8]) -> Arc<ServicePlan> 
             internal_local: true,
             external_local: false,
             consistent: false,
+            direct: false,
             sources: None,
             affinity,
         }],

@@ -14,6 +14,7 @@ type Spoil<'a> = &'a dyn Fn(&mut Tables);
 type Services = Vec<(ServiceKey, Arc<ServicePlan>)>;
 
 const NODE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 11));
+const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 12));
 
 /// Services with everything that a plan can have: a ClusterIP, a NodePort, a restricted load balancer address,
 /// affinity, a Local set, a backend on the host itself.
@@ -42,6 +43,7 @@ fn services() -> Services {
             internal_local: number.is_multiple_of(2),
             external_local: true,
             consistent: number == 1,
+            direct: false,
             sources: (number % 2 == 1).then(|| vec!["203.0.113.0/24".parse().unwrap()]),
             affinity: Some(60),
         };
@@ -62,7 +64,7 @@ fn begin(object: &Object) -> Applier {
         nodeport_last: 32_767,
         seed: 1,
     };
-    applier.set_node(config, &[NODE]).unwrap();
+    applier.set_node(config, &[NODE], &[PEER]).unwrap();
     let changes: Vec<_> = services().into_iter().map(|(key, plan)| (key, Some(plan))).collect();
     applier.apply(&changes).unwrap();
     applier.sweep().unwrap();
@@ -71,7 +73,7 @@ fn begin(object: &Object) -> Applier {
 
 fn found(tables: &Tables) -> Vec<Difference> {
     let services = services();
-    audit(tables, services.iter().map(|(key, plan)| (key, &**plan)), &[NODE]).unwrap()
+    audit(tables, services.iter().map(|(key, plan)| (key, &**plan)), &[NODE], &[PEER]).unwrap()
 }
 
 fn frontend(last: u8) -> FrontendKey<Words<1>> {

@@ -34,6 +34,7 @@ fn plan(port: u16, restricted: bool, backends: bool) -> Arc<ServicePlan> {
             internal_local: false,
             external_local: false,
             consistent: false,
+            direct: false,
             sources: restricted.then(|| vec!["203.0.113.0/24".parse().unwrap()]),
             affinity: None,
         }],
@@ -93,6 +94,6 @@ fn a_shared_address_answers_echo_to_all_unless_every_service_on_it_that_answers_
         applier.apply(&[(key(port), plan)]).unwrap();
         assert_eq!(echo(&applier, &[80, 81, 82]), expected, "step {number}");
         let desired = services.iter().map(|(key, plan)| (key, &**plan));
-        assert_eq!(audit(applier.tables(), desired, &[]).unwrap(), [], "step {number}");
+        assert_eq!(audit(applier.tables(), desired, &[], &[]).unwrap(), [], "step {number}");
     }
 }

@@ -46,6 +46,7 @@ fn plan_at(number: u8, address: u8, backends: &[u8]) -> Arc<ServicePlan> {
             internal_local: false,
             external_local: false,
             consistent: false,
+            direct: false,
             sources: None,
             affinity: None,
         }],

@@ -78,6 +78,9 @@ pub struct ServicePort {
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local` and reachable from outside: flows from outside use the Local set.
     pub external_local: bool,
+    /// Flows from outside to backends on other nodes are answered there; those that other nodes send here use the
+    /// Local set.
+    pub direct: bool,
     /// Who may use the load balancer addresses: sorted, unique, of this family. `None`: everybody.
     pub sources: Option<Vec<IpNetwork>>,
     /// The Cluster set is laid out as a table of [`maglev`](crate::maglev): few flows move when a backend leaves.
@@ -124,6 +127,8 @@ pub struct NodePlan {
     pub pod_cidrs: Vec<IpNetwork>,
     /// Sorted by prefix, which is unique.
     pub routes: Vec<Route>,
+    /// The other nodes' InternalIPs, sorted.
+    pub peers: Vec<IpAddr>,
     /// Prefixes without a route.
     pub skipped: Vec<SkippedRoute>,
 }

@@ -16,4 +16,4 @@ pub use desired::{
     BackendAddr, Changes, Condition, FrontendAddr, NodePlan, PortName, Reason, Route, Scope, ServicePlan,
     ServicePort, SkippedRoute,
 };
-pub use planner::{Extent, Options, Planner};
+pub use planner::{Extent, ExternalMode, Options, Planner};

@@ -7,7 +7,7 @@ use portolan_model::{Family, Node, Store};
 
 use crate::{NodePlan, Route, SkippedRoute};
 
-/// Plans this node and the way to every other node's podCIDRs.
+/// Plans this node the other nodes, and the way to their podCIDRs.
 pub(crate) fn plan(store: &Store, this_node: &str) -> NodePlan {
     let this = store.node(this_node);
     let mut plan = NodePlan {
@@ -16,6 +16,7 @@ pub(crate) fn plan(store: &Store, this_node: &str) -> NodePlan {
         ..NodePlan::default()
     };
     for node in store.nodes().filter(|node| *node.name != *this_node) {
+        plan.peers.extend(node.addresses.iter().filter(|peer| !plan.addresses.contains(*peer)));
         for prefix in node.pod_cidrs.iter().copied() {
             match via(&plan, node, prefix) {
                 Ok(via) => plan.routes.push(Route { prefix, via, node: node.name.clone() }),
@@ -25,6 +26,8 @@ pub(crate) fn plan(store: &Store, this_node: &str) -> NodePlan {
     }
     drop_duplicates(&mut plan);
     plan.skipped.sort();
+    plan.peers.sort_unstable();
+    plan.peers.dedup();
     plan
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use portolan_model::{Entry, Name, ServiceKey, Store, Touched};
+use portolan_model::{Entry, Name, Protocol, ServiceKey, Store, Touched};
 use smallvec::SmallVec;
 
 use crate::claims::{Age, Claim, Claims};
@@ -24,6 +24,32 @@ pub struct Options {
     pub node_ports: Option<(u16, u16)>,
     /// Ports that can be reached from outside choose their backends by consistent hashing.
     pub consistent: bool,
+    /// How outside clients reach backends on other nodes.
+    pub external_mode: ExternalMode,
+}
+
+/// How outside clients reach backends on other nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExternalMode {
+    /// The node masquerades, so that answers come back through it.
+    #[default]
+    Snat,
+    /// Direct server return: the backend's node sees the client and answers it itself.
+    Dsr,
+    /// TCP as [`Dsr`](Self::Dsr), UDP as [`Snat`](Self::Snat).
+    Hybrid,
+}
+
+impl ExternalMode {
+    /// Whether the backend's node answers the clients of a protocol.
+    #[must_use]
+    pub fn is_direct(self, protocol: Protocol) -> bool {
+        match self {
+            Self::Snat => false,
+            Self::Dsr => true,
+            Self::Hybrid => protocol == Protocol::Tcp,
+        }
+    }
 }
 
 /// How much to plan.
@@ -92,6 +118,11 @@ impl Planner {
             known: BTreeMap::new(),
             conditions: BTreeMap::new(),
         }
+    }
+
+    /// What the operator chose.
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     /// Brings the plan up to date with the store and tells what changed since the last run.

@@ -110,11 +110,13 @@ fn plan_port(
     granted.sort_unstable();
     let external = reachable_from_outside(service, port, context.options);
     let external_local = service.external_local && external;
+    let direct =
+        external && !service.external_local && context.options.external_mode.is_direct(port.protocol);
     let wanted = Wanted {
         port: &port.name,
         protocol: port.protocol,
         family,
-        local: external_local || service.internal_local,
+        local: external_local || service.internal_local || direct,
     };
     let selection = select(&entry.slices, wanted, context.place);
     ServicePort {
@@ -125,6 +127,7 @@ fn plan_port(
         internal_local: service.internal_local,
         external_local,
         consistent: external && context.options.consistent,
+        direct,
         sources: sources(service, family),
         affinity: service.affinity,
     }

@@ -65,6 +65,9 @@ pub struct Status {
     pub pod_cidrs: Vec<CidrView>,
     /// How programs are attached: `tcx` or `clsact`.
     pub attach_mode: String,
+    /// How outside clients reach backends on other nodes: `snat`, `dsr` or `hybrid`.
+    #[serde(default)]
+    pub external_mode: String,
     /// Interfaces with programs, by what they are: `uplink`, `service`, `loopback`; pods are not listed.
     pub interfaces: BTreeMap<String, String>,
     /// The cgroup whose processes' sockets are balanced when they connect; none if packets are alone.

@@ -109,6 +109,12 @@ outcomes! {
     DROP_FLOW_TABLE = 31, "flow-table";
     /// The client is in none of the service's `loadBalancerSourceRanges`. Add its range, if it may come.
     DROP_SOURCE_RANGE = 32, "source-range";
+    /// IP inside of IP to a pod that no other node of the cluster sent, or with something inside that is not for a
+    /// service on this node. If nodes sent it: give all nodes the same `--external-mode`.
+    DROP_TUNNEL = 33, "tunnel";
+    /// With the header that takes it to its backend's node it would not fit the uplink: the client was told the size
+    /// that does.
+    REJECTED_TOO_BIG = 34, "rejected-too-big";
 }
 
 /// The first outcome that is a drop; a rejection counts as one for the client.

@@ -61,6 +61,10 @@ pub mod exit {
     pub const UPLINK: u8 = 2;
     /// To a process of the host, as if it arrived on the service device.
     pub const HOST: u8 = 3;
+    /// As it came, inside of a packet to the backend, out of interface [`ifindex`](super::Flow::ifindex): the
+    /// backend's node takes it out and answers the client directly. The addresses and ports of the entry are those
+    /// that the backend's node gives it; there is no entry of the way back.
+    pub const TUNNEL: u8 = 4;
 }
 
 /// Bits of [`Flow::state`].

@@ -9,8 +9,8 @@ mod config;
 pub mod counter;
 mod flow;
 mod service;
-mod trace;
 mod socket;
+mod trace;
 
 pub use config::Config;
 pub use flow::{Flow, FlowKey, exit, state};
@@ -18,8 +18,8 @@ pub use service::{
     Affinity, AffinityKey, Backend, Endpoint, Frontend, FrontendKey, Ring, SLAB_LINE, Service, SlabLine,
     SourceKey, backend_flag, endpoint_flag, frontend_flag, service_flag,
 };
-pub use trace::{Event, SHOWN_WORDS, Trace, trace_flag};
 pub use socket::{Held, MAPPED, PEERS, Peer, Peers};
+pub use trace::{Event, SHOWN_WORDS, Trace, trace_flag};
 
 /// Version of every layout in this crate.
 pub const VERSION: u32 = 2;

@@ -41,6 +41,8 @@ pub mod frontend_flag {
     pub const NODE: u32 = 1 << 9;
     /// Mark: at least one service on the address has a usable backend, so it answers ICMP echo.
     pub const ANSWERS: u32 = 1 << 10;
+    /// Mark: the address is another node's, which may send packets of clients inside of its own.
+    pub const PEER: u32 = 1 << 11;
 }
 
 /// A range of the slab as one word, so that it is published by one store: `offset << 32 | length`,
@@ -103,6 +105,8 @@ pub mod service_flag {
     pub const INTERNAL_LOCAL: u32 = 1;
     /// `externalTrafficPolicy: Local`.
     pub const EXTERNAL_LOCAL: u32 = 1 << 1;
+    /// Outside clients whose backend is on another node get their answers from there (direct server return).
+    pub const DIRECT: u32 = 1 << 2;
 }
 
 /// Key of session affinity: a client of one set of a service, whichever of the service's addresses it asked.

@@ -97,6 +97,6 @@ pub fn awaiting<F: Family>(packet: &Packet<F>) -> u16 {
 
 /// Sum of the pseudo header (RFC 9293 3.1, RFC 8200 8.1): the same for both families, since unused bytes are zero.
 #[inline(always)]
-fn pseudo_sum<F: Family>(src: F::Addr, dst: F::Addr, protocol: u8, len: u16) -> u32 {
+pub(crate) fn pseudo_sum<F: Family>(src: F::Addr, dst: F::Addr, protocol: u8, len: u16) -> u32 {
     src.sum() + dst.sum() + checksum::sum(&[u32::from(protocol).to_be(), u32::from(len).to_be()])
 }

@@ -94,6 +94,21 @@ pub fn is_quiet<A>(flags: u8, flow: &Flow<A>, now: u32) -> bool {
         && flow.state & (state::REPLY | state::ESTABLISHED) != state::REPLY
 }
 
+/// Whether a packet is the first that shows that a connection whose answers do not come back this way was answered:
+/// only a client that has heard of its backend acknowledges.
+#[inline(always)]
+#[must_use]
+pub const fn tells_answer<A>(flags: u8, flow: &Flow<A>) -> bool {
+    is_one_way(flow) && flow.state & state::ESTABLISHED == 0 && flags & (tcp::SYN | tcp::ACK) == tcp::ACK
+}
+
+/// Whether the answers of a flow take another way: there is no entry for them.
+#[inline(always)]
+#[must_use]
+pub const fn is_one_way<A>(flow: &Flow<A>) -> bool {
+    flow.exit == portolan_abi::exit::TUNNEL
+}
+
 /// The state of a flow after a packet of it, with these TCP flags (none for UDP).
 #[inline(always)]
 #[must_use]
@@ -109,7 +124,8 @@ pub fn next_state(bits: u8, flags: u8) -> u8 {
     next
 }
 
-/// Carries a packet's news into both entries of its flow; whether the other direction's entry is there.
+/// Carries a packet's news into both entries of its flow; whether the other direction's entry is there, if the flow has
+/// one.
 #[inline(always)]
 pub(crate) fn record<F: Family, T: Tables<F>>(
     entry: T::Entry,
@@ -120,6 +136,9 @@ pub(crate) fn record<F: Family, T: Tables<F>>(
     tables: &T,
 ) -> bool {
     tables.update(entry, next, now);
+    if is_one_way(flow) {
+        return true;
+    }
     // Touching the other entry once a tick also keeps it from being evicted under a flow that is alive.
     let Some((peer, peer_entry)) = tables.flow(&peer_key(flow, protocol)) else { return false };
     tables.update(peer_entry, (peer.state & state::REPLY) | (next & !state::REPLY), now);

@@ -3,14 +3,14 @@
 use portolan_abi::{Flow, counter, frontend_flag, state};
 
 use crate::answer::Rejection;
-use crate::conntrack::{self, is_ending, is_quiet, next_state, tells_end};
+use crate::conntrack::{self, is_ending, is_quiet, next_state, tells_answer, tells_end};
 use crate::icmp::Errand;
 use crate::service::{
     Asked, Choice, choose, forwarded, has_backend, is_admitted, mark, reject, resolve, restore_reply, track,
     way_back,
 };
 use crate::wire::{Frame, Kind, Packet, parse};
-use crate::{Address, Exit, Family, Hook, Reason, Tables, Verdict, guard, icmp, wire};
+use crate::{Address, Exit, Family, Hook, Reason, Tables, Verdict, guard, icmp, tunnel, wire};
 
 /// Decides on a packet. `ifindex` is the interface that the program is attached to; `now` in ticks of 2^30 ns.
 ///
@@ -18,6 +18,21 @@ use crate::{Address, Exit, Family, Hook, Reason, Tables, Verdict, guard, icmp, w
 /// has to call them one by one.
 #[inline(always)]
 pub fn decide<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &P,
+    tables: &T,
+    now: u32,
+) -> Verdict<F> {
+    match decide_way(hook, ifindex, frame, tables, now) {
+        Verdict::Encapsulate(_) => tunnel::parcel(hook, ifindex, frame, tables).verdict(),
+        verdict => verdict,
+    }
+}
+
+/// [`decide`], but for what is sent inside of another packet: whether that fits is [`tunnel::parcel`]'s to say.
+#[inline(always)]
+fn decide_way<F: Family, T: Tables<F>, P: Frame>(
     hook: Hook,
     ifindex: u32,
     frame: &P,
@@ -61,7 +76,13 @@ pub fn decide_known<F: Family, T: Tables<F>, P: Frame>(
     if wants_new_backend(&packet, &flow, tables) {
         return None;
     }
-    let next = next_state(flow.state, packet.segment.flags);
+    if tunnel::would_return(hook, &flow) {
+        return None;
+    }
+    let mut next = next_state(flow.state, packet.segment.flags);
+    if tells_answer(packet.segment.flags, &flow) {
+        next |= state::ESTABLISHED;
+    }
     let whole = conntrack::record::<F, T>(entry, &flow, next, packet.key.proto, now, tables);
     if !whole && flow.state & state::REPLY == 0 {
         restore_reply(&packet, &flow, tables);
@@ -105,6 +126,11 @@ pub fn decide_new<F: Family, T: Tables<F>, P: Frame>(
         return New::Verdict(Verdict::Deliver(exit));
     }
     New::Verdict(match resolve::<F, T>(hook, &packet.key, tables) {
+        Asked::Frontend(frontend)
+            if hook == Hook::Tunnel && frontend.flags & frontend_flag::EXTERNAL == 0 =>
+        {
+            Verdict::Drop(Reason::Tunnel)
+        }
         Asked::Frontend(frontend) if !is_admitted::<F, T>(&frontend, &packet.key.src, tables) => {
             Verdict::Drop(Reason::SourceRange)
         }
@@ -154,6 +180,9 @@ pub fn decide_other<F: Family, T: Tables<F>, P: Frame>(
     tables: &T,
 ) -> Verdict<F> {
     let packet = parse::<F, P>(frame);
+    if hook == Hook::Tunnel || tunnel::is_foreign(hook, &packet, tables) {
+        return Verdict::Drop(Reason::Tunnel);
+    }
     let ours = match packet.kind {
         Kind::Echo => icmp::echo(hook, ifindex, (&packet, frame), tables),
         Kind::Fragment => refuse_opaque(hook, &packet, Reason::Fragment, tables),
@@ -198,6 +227,7 @@ pub fn established<F: Family, T: Tables<F>, P: Frame>(
     let Some((flow, _)) = tables.flow(&packet.key) else { return Short::Unknown };
     let flags = packet.segment.flags;
     let told = if fresh { !tells_end(flags) } else { is_quiet(flags, &flow, now) };
+    let told = told && !tells_answer(flags, &flow) && !tunnel::would_return(hook, &flow);
     if !told || packet.ttl <= 1 || !guard::is_proven::<F, P>(hook, ifindex, &packet.key, &flow, frame) {
         return Short::News;
     }
@@ -260,7 +290,8 @@ fn refuse_opaque<F: Family, T: Tables<F>>(
 /// The pod of this node that a packet which arrives is for. No service has the address of a pod.
 #[inline(always)]
 fn local_pod<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T) -> Option<Exit> {
-    if !hook.is_ingress() {
+    // What another node sent inside of its own is for services.
+    if !hook.is_ingress() || hook == Hook::Tunnel {
         return None;
     }
     Some(Exit::pod(&tables.endpoint(&packet.key.dst)?))
@@ -273,6 +304,9 @@ fn direct<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T) -
         // The host's stack announces its groups on every interface.
         let announced = packet.key.dst.is_multicast();
         return Verdict::Drop(if announced { Reason::LinkLocal } else { Reason::UnknownService });
+    }
+    if hook == Hook::Tunnel {
+        return Verdict::Drop(Reason::Tunnel);
     }
     if let Some(exit) = local_pod(hook, packet, tables) {
         return Verdict::Deliver(exit);

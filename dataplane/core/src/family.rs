@@ -19,6 +19,10 @@ pub trait Family: Copy + Eq + Debug + 'static {
     const HEADER_LEN: usize;
     /// IP protocol number of the family's ICMP.
     const ICMP: u8;
+    /// IP protocol number of a packet of the same family inside of another (RFC 2003, RFC 2473).
+    const TUNNEL: u8;
+    /// What [`compose`](Self::compose) takes for the length of a packet whose header cannot tell it.
+    const UNSAID: u16;
     /// ICMP types of echo request and echo reply.
     const ECHO: (u8, u8);
     /// EtherType, host byte order.
@@ -38,6 +42,8 @@ pub trait Family: Copy + Eq + Debug + 'static {
     fn is_icmp_error(kind: u8) -> bool;
     /// First word of a "port unreachable" message, checksum zero.
     fn port_unreachable() -> u32;
+    /// Both words of the message that only packets of `mtu` bytes pass, checksum zero.
+    fn too_big(mtu: u32) -> [u32; 2];
     /// Whether ICMP's checksum covers a pseudo header (RFC 4443 2.3).
     const ICMP_PSEUDO: bool;
     /// The node's own address; `None` if it has none in this family.
@@ -78,6 +84,9 @@ impl Family for V4 {
     const EMPTY_HEADER: [u32; 5] = [0; 5];
     const HEADER_LEN: usize = 20;
     const ICMP: u8 = 1;
+    const TUNNEL: u8 = 4;
+    /// A total length of 2^16, of which zero is left.
+    const UNSAID: u16 = u16::MAX - 19;
     const ECHO: (u8, u8) = (8, 0);
     const ETHERTYPE: u16 = 0x0800;
     const ICMP_PSEUDO: bool = false;
@@ -119,6 +128,12 @@ impl Family for V4 {
         u32::from_ne_bytes([3, 3, 0, 0])
     }
 
+    /// Type 3, code 4; the size is in the lower half of the second word (RFC 1191 4).
+    #[inline(always)]
+    fn too_big(mtu: u32) -> [u32; 2] {
+        [u32::from_ne_bytes([3, 4, 0, 0]), (mtu & 0xffff).to_be()]
+    }
+
     #[inline(always)]
     fn node_address(config: &Config) -> Option<Words<1>> {
         (config.node_v4 != Words::ZERO).then_some(config.node_v4)
@@ -136,6 +151,8 @@ impl Family for V6 {
     const EMPTY_HEADER: [u32; 10] = [0; 10];
     const HEADER_LEN: usize = 40;
     const ICMP: u8 = 58;
+    const TUNNEL: u8 = 41;
+    const UNSAID: u16 = 0;
     const ECHO: (u8, u8) = (128, 129);
     const ETHERTYPE: u16 = 0x86dd;
     const ICMP_PSEUDO: bool = true;
@@ -175,6 +192,12 @@ impl Family for V6 {
     #[inline(always)]
     fn port_unreachable() -> u32 {
         u32::from_ne_bytes([1, 4, 0, 0])
+    }
+
+    /// Type 2, code 0 (RFC 4443 3.2).
+    #[inline(always)]
+    fn too_big(mtu: u32) -> [u32; 2] {
+        [u32::from_ne_bytes([2, 0, 0, 0]), mtu.to_be()]
     }
 
     #[inline(always)]

@@ -31,7 +31,7 @@ pub fn is_proven<F: Family, P: Frame>(
             flow.from == exit::POD && flow.from_ifindex == ifindex && source_mac(frame) == Some(flow.from_mac)
         }
         // The host's own flows over its loopback device are in the same table.
-        Hook::Uplink => !key.src.is_loopback() && !key.dst.is_loopback(),
+        Hook::Uplink | Hook::Tunnel => !key.src.is_loopback() && !key.dst.is_loopback(),
         _ => true,
     }
 }

@@ -94,6 +94,9 @@ impl<F: Family> Errand<F> {
         match self.finding {
             Finding::Foreign => None,
             Finding::Expired => Some(Verdict::Drop(Reason::Ttl)),
+            Finding::Flow if self.exit.kind == portolan_abi::exit::TUNNEL => {
+                Some(Verdict::Encapsulate(self.exit))
+            }
             Finding::Flow => Some(Verdict::ForwardError(self.translation, self.exit)),
         }
     }
@@ -108,14 +111,7 @@ pub(crate) fn error<F: Family, T: Tables<F>, P: Frame>(
     tables: &T,
 ) -> Errand<F> {
     let Some(quoted) = quoted_key::<F, P>(frame) else { return Errand::foreign() };
-    // Whom the error is sent to, not whom it quotes: nobody reaches into the flow of a third one. Where the two
-    // differ, the quoted address is replaced by the right one.
-    let travel = FlowKey {
-        src: quoted.dst,
-        dst: packet.key.dst,
-        ports: swap_ports(quoted.ports),
-        proto: quoted.proto,
-    };
+    let travel = travel_key(packet, &quoted);
     let Some(course) = course(hook, &travel, tables) else { return Errand::foreign() };
     let routed = course.exit.kind == exit::UPLINK;
     let finding = if routed && packet.ttl <= 1 { Finding::Expired } else { Finding::Flow };
@@ -150,9 +146,17 @@ fn course<F: Family, T: Tables<F>>(
     Some(Course { src: key.src, dst: backend.addr, ports, exit })
 }
 
+/// The key of the flow whose way an error takes that quotes a packet of the opposite direction.
+#[inline(always)]
+pub(crate) fn travel_key<F: Family>(packet: &Packet<F>, quoted: &FlowKey<F::Addr>) -> FlowKey<F::Addr> {
+    // Whom the error is sent to, not whom it quotes: nobody reaches into the flow of a third one. Where the two
+    // differ, the quoted address is replaced by the right one.
+    FlowKey { src: quoted.dst, dst: packet.key.dst, ports: swap_ports(quoted.ports), proto: quoted.proto }
+}
+
 /// The flow of the quoted packet, as it was on the wire.
 #[inline(always)]
-fn quoted_key<F: Family, P: Frame>(frame: &P) -> Option<FlowKey<F::Addr>> {
+pub(crate) fn quoted_key<F: Family, P: Frame>(frame: &P) -> Option<FlowKey<F::Addr>> {
     let header = F::header(frame, quoted_at::<F>())?;
     let Fields { src, dst, proto: protocol, kind, .. } = F::fields(&header);
     if kind != Kind::Protocol || (protocol != proto::TCP && protocol != proto::UDP) {

@@ -21,6 +21,7 @@ mod select;
 mod service;
 pub mod socket;
 mod tables;
+pub mod tunnel;
 mod verdict;
 pub mod wire;
 

@@ -10,7 +10,7 @@ use crate::conntrack::{is_closed, is_expired, is_forgotten, peer_key};
 use crate::guard::source_mac;
 use crate::select::{self, finish, flow_hash, mix, scale};
 use crate::wire::{Frame, Packet, join_ports, split_ports, swap_ports};
-use crate::{Address, Exit, Family, Hook, Reason, Rewrite, Tables, Verdict};
+use crate::{Address, Exit, Family, Hook, Reason, Rewrite, Tables, Verdict, tunnel};
 
 /// Source ports tried before a flow is refused. With a range that is three quarters full, eight tries fail for
 /// one flow in ten; with half of it, for one in 256. Each is a table update, so not many more are affordable.
@@ -35,12 +35,19 @@ pub(crate) fn resolve<F: Family, T: Tables<F>>(hook: Hook, key: &FlowKey<F::Addr
         return Asked::Other;
     }
     let port = split_ports(key.ports).1;
-    destination::<F, T>(&FrontendKey { addr: key.dst, port, proto: key.proto as u8, zero: 0 }, tables)
+    // What another node sent here may have been asked of that node's address.
+    let nodes = frontend_flag::NODE | if hook == Hook::Tunnel { frontend_flag::PEER } else { 0 };
+    let asked = FrontendKey { addr: key.dst, port, proto: key.proto as u8, zero: 0 };
+    destination::<F, T>(&asked, nodes, tables)
 }
 
-/// Finds the frontend of an address, port and protocol.
+/// Finds the frontend of an address, port and protocol. An address that is marked with one of `nodes` answers NodePorts.
 #[inline(always)]
-pub(crate) fn destination<F: Family, T: Tables<F>>(key: &FrontendKey<F::Addr>, tables: &T) -> Asked {
+pub(crate) fn destination<F: Family, T: Tables<F>>(
+    key: &FrontendKey<F::Addr>,
+    nodes: u32,
+    tables: &T,
+) -> Asked {
     if let Some(frontend) = tables.frontend(key) {
         return Asked::Frontend(frontend);
     }
@@ -48,7 +55,7 @@ pub(crate) fn destination<F: Family, T: Tables<F>>(key: &FrontendKey<F::Addr>, t
     if flags & frontend_flag::VIP != 0 {
         return Asked::UnknownPort;
     }
-    if flags & frontend_flag::NODE == 0 {
+    if flags & nodes == 0 {
         return Asked::Other;
     }
     node_port::<F, T>(key, tables)
@@ -130,7 +137,7 @@ pub(crate) fn choose<F: Family, T: Tables<F>, P: Frame>(
 ) -> Result<Choice, Verdict<F>> {
     let Some(config) = tables.config() else { return Err(Verdict::Drop(Reason::Dangling)) };
     let Some(service) = tables.service(frontend.service) else { return Err(Verdict::Drop(Reason::Dangling)) };
-    let local = is_local(hook, frontend, &service);
+    let local = hook == Hook::Tunnel || is_local(hook, frontend, &service);
     let ring = if local { service.local } else { service.cluster };
     if ring.is_empty() {
         if !service.cluster.is_empty() {
@@ -221,7 +228,13 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
     if backend.flags & backend_flag::LIVE == 0 {
         return Err(Reason::Dangling);
     }
-    let there = locate(hook, &key.src, &backend, &config, tables)?;
+    let mut there = locate(hook, &key.src, &backend, &config, tables)?;
+    if hook == Hook::Uplink && tunnel::is_wanted::<F, T>(there, choice.service, &backend.addr, tables) {
+        if F::node_address(&config).is_none() {
+            return Err(Reason::NoNodeAddress);
+        }
+        there.kind = portolan_abi::exit::TUNNEL;
+    }
     let Some(back) = way_back(hook, ifindex, frame, &config) else { return Err(Reason::Truncated) };
     let (src, masquerade) = source::<F>(hook, key, &backend, there, &config)?;
     let ports = join_ports(backend.port, split_ports(key.ports).0);
@@ -244,7 +257,10 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
         zero: 0,
     };
     let hash = flow_hash(key, config.seed);
-    if !claim_reply(&mut reply_key, &flow, hash, &config, tables, now) {
+    // What the backend's node answers does not come back here.
+    if there.kind != portolan_abi::exit::TUNNEL
+        && !claim_reply(&mut reply_key, &flow, hash, &config, tables, now)
+    {
         return Err(Reason::NoPort);
     }
     // In place: a program has no stack for two of them.
@@ -379,7 +395,7 @@ fn locate<F: Family, T: Tables<F>>(
 pub(crate) fn way_back<P: Frame>(hook: Hook, ifindex: u32, frame: &P, config: &Config) -> Option<Exit> {
     match hook {
         Hook::Pod => Some(Exit { kind: portolan_abi::exit::POD, ifindex, mac: source_mac(frame)? }),
-        Hook::Uplink => Some(Exit::uplink(ifindex)),
+        Hook::Uplink | Hook::Tunnel => Some(Exit::uplink(ifindex)),
         _ => Some(Exit::host(config.service_ifindex)),
     }
 }
@@ -415,6 +431,9 @@ pub(crate) fn forwarded<F: Family, T: Tables<F>>(
     tables: &T,
 ) -> Verdict<F> {
     let mut exit = Exit::of_flow(flow);
+    if exit.kind == portolan_abi::exit::TUNNEL {
+        return Verdict::Encapsulate(exit);
+    }
     if exit.kind == portolan_abi::exit::UPLINK
         && hook.is_ingress()
         && len > FITS_ALWAYS

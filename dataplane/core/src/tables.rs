@@ -36,6 +36,11 @@ pub trait Tables<F: Family> {
     /// Whether the packet, of `len` bytes with its Ethernet header, is not longer than an interface takes.
     fn fits(&self, ifindex: u32, len: u32) -> bool;
 
+    /// The longest IP packet that an interface takes; 0 if nobody knows.
+    fn mtu(&self, ifindex: u32) -> u32;
+    /// Bytes of data in each packet that the kernel will cut this one into; 0 if it is one packet.
+    fn segment(&self) -> u32;
+
     /// A flow.
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Flow<F::Addr>, Self::Entry)>;
     /// Changes state and time of a flow entry.

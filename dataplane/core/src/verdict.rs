@@ -20,6 +20,8 @@ pub enum Hook {
     Service = 4,
     /// A process of the host sends it to an address of the host.
     Loopback = 5,
+    /// It arrived on an uplink inside of a packet of another node, which sent it to a backend here.
+    Tunnel = 6,
 }
 
 impl Hook {
@@ -29,7 +31,7 @@ impl Hook {
         match self {
             Self::Pod => "from_pod",
             Self::PodEgress => "to_pod",
-            Self::Uplink => "from_uplink",
+            Self::Uplink | Self::Tunnel => "from_uplink",
             Self::UplinkEgress => "to_uplink",
             Self::Service => "to_service",
             Self::Loopback => "to_loopback",
@@ -47,7 +49,7 @@ impl Hook {
     #[inline(always)]
     #[must_use]
     pub const fn is_ingress(self) -> bool {
-        matches!(self, Self::Pod | Self::Uplink)
+        matches!(self, Self::Pod | Self::Uplink | Self::Tunnel)
     }
 }
 
@@ -79,6 +81,8 @@ pub enum Reason {
     Dangling = counter::DROP_DANGLING,
     FlowTable = counter::DROP_FLOW_TABLE,
     SourceRange = counter::DROP_SOURCE_RANGE,
+    Tunnel = counter::DROP_TUNNEL,
+    TooBig = counter::REJECTED_TOO_BIG,
 }
 
 /// How a packet leaves.
@@ -137,7 +141,7 @@ impl Exit {
     pub const fn outcome(self) -> u32 {
         match self.kind {
             exit::POD => counter::TO_POD,
-            exit::UPLINK => counter::TO_UPLINK,
+            exit::UPLINK | exit::TUNNEL => counter::TO_UPLINK,
             exit::HOST => counter::TO_HOST,
             _ => counter::TO_STACK,
         }
@@ -169,6 +173,11 @@ pub enum Verdict<F: Family> {
     Forward(Rewrite<F::Addr>, Exit),
     /// Translate an ICMP error and the packet it quotes, and send it.
     ForwardError(icmp::Translation<F>, Exit),
+    /// Send it inside of a packet to its flow's backend: [`Parcel`](crate::tunnel::Parcel) says how.
+    Encapsulate(Exit),
+    /// Tell its sender that only packets of so many bytes reach the backend's node:
+    /// [`Complaint`](crate::tunnel::Complaint).
+    TooBig(Exit),
     /// Turn an ICMP echo request into its reply and send it.
     AnswerEcho(Exit),
     /// Replace it by its [`Rejection`](crate::answer::Rejection) and send that, for this reason.
@@ -184,7 +193,11 @@ impl<F: Family> Verdict<F> {
     pub const fn outcome(&self) -> u32 {
         match self {
             Self::Pass(outcome) => *outcome,
-            Self::Deliver(exit) | Self::Forward(_, exit) | Self::ForwardError(_, exit) => exit.outcome(),
+            Self::Deliver(exit)
+            | Self::Forward(_, exit)
+            | Self::ForwardError(_, exit)
+            | Self::Encapsulate(exit) => exit.outcome(),
+            Self::TooBig(_) => counter::REJECTED_TOO_BIG,
             Self::AnswerEcho(_) => counter::ECHO_ANSWERED,
             Self::Drop(reason) | Self::Reject(_, reason) => *reason as u32,
         }

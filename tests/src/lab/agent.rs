@@ -276,6 +276,18 @@ impl Agent {
         }
     }
 
+    /// Starts it again with another value of a flag.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub fn restart_with(&mut self, flag: &str, value: &str) -> Result<()> {
+        match self.command.iter().position(|argument| argument == flag) {
+            Some(at) => value.clone_into(&mut self.command[at + 1]),
+            None => self.command.extend([flag.to_owned(), value.to_owned()]),
+        }
+        self.restart()
+    }
+
     /// Kills it and runs `portolan uninstall`; what that printed.
     ///
     /// # Errors

@@ -5,7 +5,8 @@ use super::memory::Memory;
 use portolan_abi::exit;
 use portolan_core::answer::{QUOTED, Rejection, unreachable_checksum};
 use portolan_core::icmp::{Translation, echo_reply, quoted_at};
-use portolan_core::wire::{ETHERNET, Frame, Packet, parse, proto, split_ports};
+use portolan_core::tunnel::{Complaint, Parcel, QUOTED_OTHER, QUOTED_TCP, complaint, parcel};
+use portolan_core::wire::{ETHERNET, Frame, Kind, Packet, parse, proto, split_ports};
 use portolan_core::{Address, Exit, Hook, Rewrite, Verdict, checksum, gateway_mac, refusal};
 
 /// A packet's bytes.
@@ -53,6 +54,8 @@ pub fn apply<F: Tested>(
             echo(&mut out, &packet);
             address(&mut out, hook, *exit);
         }
+        Verdict::Encapsulate(_) => encapsulate::<F>(hook, ifindex, &mut out, tables),
+        Verdict::TooBig(_) => complain::<F>(&mut out, tables),
         Verdict::Reject(..) => {
             let (packet, rejection, exit) = refusal::<F, _, _>(hook, ifindex, &Bytes(frame), tables)
                 .expect("what is rejected has a way back");
@@ -121,6 +124,34 @@ fn reject<F: Tested>(out: &mut Vec<u8>, packet: &Packet<F>, rejection: &Rejectio
             put(out, quoted_at::<F>() + F::HEADER_LEN, bytes(&quoted));
         }
     }
+}
+
+fn encapsulate<F: Tested>(hook: Hook, ifindex: u32, out: &mut Vec<u8>, tables: &Memory<F>) {
+    let Parcel { outer, inner, .. } = parcel::<F, _, _>(hook, ifindex, &Bytes(out), tables);
+    put(out, ETHERNET, header::<F>(inner));
+    out.splice(ETHERNET..ETHERNET, header::<F>(outer));
+}
+
+fn complain<F: Tested>(out: &mut Vec<u8>, tables: &Memory<F>) {
+    let transport = ETHERNET + F::HEADER_LEN;
+    let packet = parse::<F, _>(&Bytes(out));
+    let frame = Bytes(out);
+    let (quoted, sum) = if packet.kind == Kind::Tcp {
+        (QUOTED_TCP, frame.words::<{ QUOTED_TCP / 4 }>(transport).map(|words| checksum::sum(&words)))
+    } else {
+        (QUOTED_OTHER, frame.words::<{ QUOTED_OTHER / 4 }>(transport).map(|words| checksum::sum(&words)))
+    };
+    let sum = sum.expect("a packet with ports has its header");
+    let Complaint { header: ip, icmp } =
+        complaint(&frame, (quoted, sum), tables).expect("the packet's flow is in the table");
+    out.truncate(transport + quoted);
+    out.splice(ETHERNET..ETHERNET, [header::<F>(ip), bytes(&icmp)].concat());
+}
+
+/// A packet without the one that it travelled in.
+#[must_use]
+pub fn unpack<F: Tested>(frame: &[u8]) -> Vec<u8> {
+    [&frame[..ETHERNET], &frame[ETHERNET + F::HEADER_LEN..]].concat()
 }
 
 /// The Ethernet addresses that the way out needs.

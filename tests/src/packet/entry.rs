@@ -5,14 +5,16 @@ use std::collections::BTreeSet;
 use portolan_abi::counter;
 use portolan_core::wire::Frame;
 use portolan_core::{Family, Hook, Short, Tables, V4, V6, Verdict};
-use portolan_core::{New, decide, decide_error, decide_known, decide_new, decide_other, established, open};
+use portolan_core::{
+    New, decide, decide_error, decide_known, decide_new, decide_other, established, open, tunnel,
+};
 
-use super::apply::{Bytes, apply};
+use super::apply::{Bytes, apply, unpack};
 use super::family::Tested;
 use super::fixture::site::Site;
 use super::memory::Memory;
 
-/// Every hook, with an interface it is at in [`Site`]'s world.
+/// Every hook that has a program, with an interface it is at in [`Site`]'s world.
 pub const HOOKS: [(Hook, u32); 7] = [
     (Hook::Pod, Site::A_IF),
     (Hook::Pod, Site::B_IF),
@@ -81,9 +83,17 @@ pub fn one<F: Tested>(
     tables: &Memory<F>,
     now: u32,
 ) -> (Verdict<F>, bool, Vec<u8>) {
+    let packed = hook == Hook::Uplink && tunnel::is_ours::<F, _, _>(&Bytes(bytes), tables);
+    if packed && u16::from_be_bytes([bytes[12], bytes[13]]) == F::ETHERTYPE {
+        return one(Hook::Tunnel, ifindex, &unpack::<F>(bytes), tables, now);
+    }
     let twin = tables.clone();
     let whole = decide::<F, _, _>(hook, ifindex, &Bytes(bytes), &twin, now);
     let (verdict, short) = steps::<F, _>(hook, ifindex, &Bytes(bytes), tables, now);
+    let verdict = match verdict {
+        Verdict::Encapsulate(_) => tunnel::parcel(hook, ifindex, &Bytes(bytes), tables).verdict(),
+        verdict => verdict,
+    };
     assert_eq!(verdict, whole, "step by step and at once");
     assert_eq!(tables.flows, twin.flows, "flows, step by step and at once");
     let out = apply(hook, ifindex, bytes, &verdict, tables);
@@ -96,11 +106,13 @@ pub fn one<F: Tested>(
 /// A decision does, or one is wrong in itself.
 pub fn every_hook(bytes: &[u8]) -> BTreeSet<u32> {
     thread_local! {
-        static V4_TABLES: Memory<V4> = Memory::new(&Site::v4().busy_world());
-        static V6_TABLES: Memory<V6> = Memory::new(&Site::v6().busy_world());
+        static V4_TABLES: [Memory<V4>; 2] =
+            [Site::v4().busy_world(), Site::v4().direct_world()].map(|world| Memory::new(&world));
+        static V6_TABLES: [Memory<V6>; 2] =
+            [Site::v6().busy_world(), Site::v6().direct_world()].map(|world| Memory::new(&world));
     }
     fn family<F: Tested>(tables: &Memory<F>, bytes: &[u8], outcomes: &mut BTreeSet<u32>) {
-        for (hook, ifindex) in HOOKS {
+        for (hook, ifindex) in HOOKS.into_iter().chain([(Hook::Tunnel, Site::UPLINK_IF)]) {
             // First without any flow, then with that which the packet has opened, in time and later.
             tables.flows.borrow_mut().clear();
             for now in [7, 7, 8] {
@@ -108,6 +120,8 @@ pub fn every_hook(bytes: &[u8]) -> BTreeSet<u32> {
                 let outcome = verdict.outcome();
                 assert!((outcome as usize) < counter::ALL.len(), "{outcome} is no outcome");
                 let untouched = matches!(verdict, Verdict::Pass(_) | Verdict::Drop(_));
+                // What another node sent is taken out of its packet whatever becomes of it.
+                let bytes = if out.len() < bytes.len() { &unpack::<F>(bytes) } else { bytes };
                 assert!(!untouched || out == bytes, "what is passed or dropped is left as it is");
                 outcomes.insert(outcome);
             }
@@ -116,7 +130,7 @@ pub fn every_hook(bytes: &[u8]) -> BTreeSet<u32> {
         }
     }
     let mut outcomes = BTreeSet::new();
-    V4_TABLES.with(|tables| family(tables, bytes, &mut outcomes));
-    V6_TABLES.with(|tables| family(tables, bytes, &mut outcomes));
+    V4_TABLES.with(|all| all.iter().for_each(|tables| family(tables, bytes, &mut outcomes)));
+    V6_TABLES.with(|all| all.iter().for_each(|tables| family(tables, bytes, &mut outcomes)));
     outcomes
 }

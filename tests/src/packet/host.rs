@@ -117,6 +117,8 @@ fn leaves<F: Tested>(hook: Hook, verdict: &Verdict<F>) -> Leaves {
         | Verdict::Forward(_, exit)
         | Verdict::ForwardError(_, exit)
         | Verdict::AnswerEcho(exit)
+        | Verdict::Encapsulate(exit)
+        | Verdict::TooBig(exit)
         | Verdict::Reject(exit, _) => exit,
     };
     if hook == Hook::PodEgress || exit.kind == exit::STACK {

@@ -110,6 +110,14 @@ impl<F: NodeFamily> Tables<F> for Memory<F> {
         len <= 14 + 1500
     }
 
+    fn mtu(&self, _ifindex: u32) -> u32 {
+        1500
+    }
+
+    fn segment(&self) -> u32 {
+        0
+    }
+
     fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity> {
         self.affinity.borrow().get(key).copied()
     }

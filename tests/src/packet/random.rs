@@ -66,12 +66,22 @@ pub fn errors(sites: impl Strategy<Value = Site>) -> impl Strategy<Value = Packe
     )
 }
 
+/// Packets inside of another, most of them of a node to a pod.
+pub fn carried(sites: impl Strategy<Value = Site>) -> impl Strategy<Value = Packet> {
+    (sites, any::<(Index, Index)>(), select(vec![4u8, 41])).prop_flat_map(|(site, (src, dst), proto)| {
+        let src = *src.get(&[site.peer, site.peer, site.peer, site.node, site.client]);
+        let dst = *dst.get(&[site.a.addr, site.b.addr, site.remote, site.node]);
+        let inside = prop_oneof![3 => packets(Just(site)), 1 => errors(Just(site))];
+        inside.prop_map(move |inner| site.from_wire(Packet::other(src, dst, proto, inner.ip())))
+    })
+}
+
 /// Packets with some bytes changed, cut, or with more behind them.
 pub fn damaged(sites: impl Strategy<Value = Site> + Clone) -> impl Strategy<Value = Vec<u8>> {
     let damage = prop::collection::vec((any::<Index>(), any::<u8>()), 0..6);
     let tail = prop::collection::vec(any::<u8>(), 0..20);
     let cut = prop::option::of(any::<Index>());
-    let packet = prop_oneof![packets(sites.clone()), errors(sites)];
+    let packet = prop_oneof![packets(sites.clone()), errors(sites.clone()), carried(sites)];
     (packet, damage, cut, tail).prop_map(|(packet, damage, cut, tail)| {
         let mut bytes = packet.bytes();
         for (at, value) in damage {

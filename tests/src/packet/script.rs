@@ -174,6 +174,11 @@ impl Sent<'_> {
         self.ends(outcome, Leaves::Dropped, same);
     }
 
+    /// It is dropped after it was changed to these bytes; the outcome that counts it.
+    pub fn is_dropped_as(self, outcome: u32, bytes: Vec<u8>) {
+        self.ends(outcome, Leaves::Dropped, Frame::Is(bytes));
+    }
+
     /// It leaves as another packet.
     pub fn leaves(self, outcome: u32, leaves: Leaves, packet: &Packet) {
         self.ends(outcome, leaves, Frame::Is(packet.bytes()));

@@ -81,6 +81,8 @@ pub struct World {
     pub config: Config,
     /// The node's own addresses, which answer NodePorts.
     pub nodes: Vec<IpAddr>,
+    /// Other nodes' addresses.
+    pub peers: Vec<IpAddr>,
     /// Services by index.
     pub services: Vec<ServicePort>,
     /// Backends by index.
@@ -126,8 +128,8 @@ impl World {
             nodeport_last: 32_767,
             seed: 0x5eed_0001,
         };
-        let (nodes, services, backends) = (Vec::new(), Vec::new(), Vec::new());
-        Self { config, nodes, services, backends, pods: Vec::new(), routes: Vec::new() }
+        let (nodes, peers, services, backends) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { config, nodes, peers, services, backends, pods: Vec::new(), routes: Vec::new() }
     }
 
     /// Adds a backend; its index.
@@ -256,6 +258,9 @@ impl World {
         };
         for addr in &self.nodes {
             add(*addr, frontend_flag::NODE);
+        }
+        for addr in &self.peers {
+            add(*addr, frontend_flag::PEER);
         }
         for service in &self.services {
             let answers = if service.cluster.is_empty() { 0 } else { frontend_flag::ANSWERS };

@@ -109,6 +109,57 @@ fn a_dual_stack_service_gets_a_port_per_family_with_only_its_own_addresses() {
     assert!(ports[1].cluster.is_empty());
 }
 
+/// Whether a service is direct, and how many backends it has on node `a`, of one there and one elsewhere.
+fn direct_and_local(mode: ExternalMode, kind: &str, protocol: &str, policy: &str) -> (bool, usize) {
+    let mut world = World::new();
+    world.planner = Planner::with_options("a", Options { external_mode: mode, ..Options::default() });
+    let port = json!({"port": 80, "nodePort": 30080, "protocol": protocol});
+    let spec = json!({
+        "type": kind, "clusterIP": "10.96.0.1", "ports": [port], "externalTrafficPolicy": policy,
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+        "ports": [{"port": 8080, "protocol": protocol}],
+        "endpoints": [
+            {"addresses": ["10.1.0.1"], "nodeName": "a"}, {"addresses": ["10.1.0.2"], "nodeName": "b"},
+        ],
+    });
+    world.apply([upsert(service("web", spec)), upsert(slice)]);
+    let [port] = world.ports("web").try_into().expect("one port");
+    (port.direct, port.local.len())
+}
+
+#[test]
+fn direct_return_has_the_local_set_of_all_that_outside_clients_reach_under_policy_cluster() {
+    use ExternalMode::{Dsr, Hybrid, Snat};
+    for (mode, kind, protocol, policy, expected) in [
+        (Snat, "NodePort", "TCP", "Cluster", (false, 0)),
+        (Dsr, "NodePort", "TCP", "Cluster", (true, 1)),
+        (Dsr, "NodePort", "UDP", "Cluster", (true, 1)),
+        (Hybrid, "NodePort", "TCP", "Cluster", (true, 1)),
+        (Hybrid, "NodePort", "UDP", "Cluster", (false, 0)),
+        (Dsr, "NodePort", "TCP", "Local", (false, 1)),
+        (Dsr, "ClusterIP", "TCP", "Cluster", (false, 0)),
+    ] {
+        let found = direct_and_local(mode, kind, protocol, policy);
+        assert_eq!(found, expected, "{mode:?}, {kind}, {protocol}, {policy}");
+    }
+}
+
+#[test]
+fn all_addresses_of_the_other_nodes_are_peers() {
+    let mut world = World::new();
+    world.apply([
+        node("a", &["192.0.2.1", "2001:db8::1"], &[]),
+        node("c", &["192.0.2.3", "2001:db8::3"], &[]),
+        // Never this node's own, whoever else claims it.
+        node("b", &["192.0.2.2", "192.0.2.1"], &[]),
+    ]);
+    let peers: Vec<_> = world.planner.node().peers.iter().map(ToString::to_string).collect();
+    assert_eq!(peers, ["192.0.2.2", "192.0.2.3", "2001:db8::3"]);
+}
+
 #[test]
 fn external_ips_are_served_only_where_the_operator_wants_them() {
     let document = service(

@@ -119,7 +119,7 @@ impl Engine {
         // The node first: whether a backend is the host itself depends on its addresses.
         if let Some(node) = &changes.node {
             let config = self.config(node);
-            let written = core.applier.set_node(config, &node.addresses);
+            let written = core.applier.set_node(config, &node.addresses, &node.peers);
             note(&mut core, "node", written.map_err(Into::into));
         }
         apply(&mut core, &changes);
@@ -358,7 +358,7 @@ impl Engine {
         core.applier.settle()?;
         core.applier = Applier::open(self.programs.object().tables()?)?;
         let node = core.planner.node();
-        core.applier.set_node(self.config(node), &node.addresses)?;
+        core.applier.set_node(self.config(node), &node.addresses, &node.peers)?;
         let all: Vec<_> =
             core.planner.desired().map(|(key, plan)| (key.clone(), Some(Arc::clone(plan)))).collect();
         core.refused = core.applier.apply(&all)?.refused;

@@ -88,6 +88,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
         external_ips: options.external_ips,
         node_ports: Some(options.node_port_range),
         consistent: options.external_selection == Selection::Maglev,
+        external_mode: options.external_mode.into(),
     };
     let planner = Planner::with_options(&options.node_name, rules);
     let shared = Arc::new(Shared::new(&options.node_name, mode, planner, applier));

@@ -55,6 +55,9 @@ pub struct Options {
     /// How backends are chosen for services that can be reached from outside
     #[arg(long, value_enum, default_value_t = Selection::List)]
     pub external_selection: Selection,
+    /// How outside clients reach backends on other nodes; the same on all nodes
+    #[arg(long, value_enum, default_value_t = ExternalMode::Snat)]
+    pub external_mode: ExternalMode,
     /// Attach by the clsact qdisc also where the kernel has tcx
     #[arg(long)]
     pub force_clsact: bool,
@@ -136,6 +139,27 @@ pub enum Selection {
     List,
     /// By a Maglev table: hundreds of slots for each, of which few change when a backend leaves. Give --slots accordingly.
     Maglev,
+}
+
+/// How outside clients reach backends on other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExternalMode {
+    /// Masqueraded: answers come back through this node, and backends see it as their client
+    Snat,
+    /// Encapsulated: backends see the client, and their node answers it directly
+    Dsr,
+    /// TCP as dsr, UDP as snat
+    Hybrid,
+}
+
+impl From<ExternalMode> for portolan_plan::ExternalMode {
+    fn from(mode: ExternalMode) -> Self {
+        match mode {
+            ExternalMode::Snat => Self::Snat,
+            ExternalMode::Dsr => Self::Dsr,
+            ExternalMode::Hybrid => Self::Hybrid,
+        }
+    }
 }
 
 /// Form of the log.

@@ -39,7 +39,8 @@ impl Core {
         let planned = self.planner.desired().map(|(key, plan)| (key, &**plan));
         let kept = self.applier.plans().filter(|(key, _)| refused(key));
         let wanted = planned.filter(|(key, _)| !refused(key)).chain(kept);
-        portolan_apply::audit(self.applier.tables(), wanted, &self.planner.node().addresses)
+        let node = self.planner.node();
+        portolan_apply::audit(self.applier.tables(), wanted, &node.addresses, &node.peers)
     }
 }
 

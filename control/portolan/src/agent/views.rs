@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use portolan_apply::{Difference, PortState};
 use portolan_model::ServiceKey;
 use portolan_node::{MapError, Mode};
-use portolan_plan::{Scope, ServicePort};
+use portolan_plan::{ExternalMode, Scope, ServicePort};
 
 use super::network::{Network, mac_of, mac_text};
 use super::state::{Core, Shared};
@@ -48,6 +48,11 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
         attach_mode: match shared.mode {
             Mode::Tcx => "tcx".to_owned(),
             Mode::Clsact => "clsact".to_owned(),
+        },
+        external_mode: match core.planner.options().external_mode {
+            ExternalMode::Snat => "snat".to_owned(),
+            ExternalMode::Dsr => "dsr".to_owned(),
+            ExternalMode::Hybrid => "hybrid".to_owned(),
         },
         interfaces: core.interfaces.clone(),
         socket_cgroup: core.socket_cgroup.as_ref().map(|path| path.display().to_string()),

@@ -46,6 +46,7 @@ fn text(status: &Status) -> String {
     line("Programs", programs(status));
     let sockets = status.socket_cgroup.as_deref().map(|path| format!("balanced in cgroup {}", clean(path)));
     line("Sockets", sockets.unwrap_or_else(|| "left alone (--socket-cgroup)".to_owned()));
+    line("Outside", outside(&status.external_mode));
     line("Services", status.services.to_string());
     line("Pods", status.pods.to_string());
     line("Routes", status.routes.to_string());
@@ -85,6 +86,16 @@ fn programs(status: &Status) -> String {
     }
     let places = status.interfaces.iter().map(|(name, role)| format!("{name} ({role})"));
     clean(&format!("{} at {} and every pod", status.attach_mode, join(places)))
+}
+
+/// `dsr (answered by the backend's node)`.
+fn outside(mode: &str) -> String {
+    let how = match mode {
+        "dsr" => "clients are answered by the backend's node",
+        "hybrid" => "TCP clients are answered by the backend's node, UDP clients through this one",
+        _ => "clients of backends elsewhere are masqueraded",
+    };
+    clean(&format!("{mode} ({how})"))
 }
 
 fn tables(status: &Status) -> String {

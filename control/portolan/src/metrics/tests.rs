@@ -11,6 +11,7 @@ fn status() -> Status {
         node: "node1".into(),
         ready: true,
         attach_mode: "tcx".into(),
+        external_mode: "snat".into(),
         services: 2,
         pods: 3,
         pod_cidrs: vec![CidrView {

@@ -60,7 +60,7 @@ pub fn rewrite(header: [u32; 5], src: Words<1>, dst: Words<1>, ttl: u8) -> [u32;
 #[inline(always)]
 #[must_use]
 pub fn compose(src: Words<1>, dst: Words<1>, proto: u8, len: u16) -> [u32; 5] {
-    let first = (0x4500_0000 | (u32::from(len) + 20)).to_be();
+    let first = (0x4500_0000 | u32::from(len.wrapping_add(20))).to_be();
     let second = DONT_FRAGMENT.to_be();
     let third = TTL << 24 | u32::from(proto) << 16;
     let sum = checksum::sum(&[first, second, third.to_be(), src.0[0], dst.0[0]]);

@@ -94,7 +94,12 @@ prop_compose! {
 }
 
 /// One of the NodePorts is outside of it.
-const OPTIONS: Options = Options { external_ips: true, node_ports: Some((30_000, 30_001)), consistent: true };
+const OPTIONS: Options = Options {
+    external_ips: true,
+    node_ports: Some((30_000, 30_001)),
+    consistent: true,
+    external_mode: ExternalMode::Hybrid,
+};
 
 type Outcome = (BTreeMap<ServiceKey, Arc<ServicePlan>>, NodePlan, Vec<Condition>);
 

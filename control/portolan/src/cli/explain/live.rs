@@ -121,6 +121,14 @@ impl<F: NodeFamily> portolan_core::Tables<F> for Recorder<'_, F> {
         true
     }
 
+    fn mtu(&self, _ifindex: u32) -> u32 {
+        0
+    }
+
+    fn segment(&self) -> u32 {
+        0
+    }
+
     fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity> {
         let found = self.family.affinity.get(key).ok().flatten();
         self.note(found, |found| Look::Affinity(*key, found))

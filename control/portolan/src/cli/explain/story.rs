@@ -90,7 +90,7 @@ impl Story<'_> {
             steps,
             outcome: outcome.name,
             dropped: outcome.is_drop(),
-            result: self.result::<F>(verdict),
+            result: self.result::<F>(looks, verdict),
             meaning: outcome.meaning.trim(),
         }
     }
@@ -188,7 +188,7 @@ impl Story<'_> {
         format!("the backend sees this node, {seen}{range}, so that its answers come back this way")
     }
 
-    fn result<F: NodeFamily>(&self, verdict: Verdict<F>) -> String {
+    fn result<F: NodeFamily>(&self, looks: &[Look<F::Addr>], verdict: Verdict<F>) -> String {
         match verdict {
             Verdict::Pass(_) => "left as it is to the host's network stack".to_owned(),
             Verdict::Deliver(exit) => format!("sent as it is {}", self.exit(exit)),
@@ -205,6 +205,17 @@ impl Story<'_> {
                 format!("rejected: {answer} is sent {}", self.exit(exit))
             }
             Verdict::Drop(_) => "dropped".to_owned(),
+            Verdict::Encapsulate(exit) => {
+                let to = looks.iter().rev().find_map(|look| match look {
+                    Look::Flow(_, Some(flow)) | Look::Write(_, flow) => Some(F::ip(flow.dst)),
+                    _ => None,
+                });
+                let to = to.map_or_else(String::new, |to| format!(" to {to}"));
+                format!("encapsulated{to}, sent {}; answers return directly", self.exit(exit))
+            }
+            Verdict::TooBig(exit) => {
+                format!("an ICMP error with the size that fits is sent {}", self.exit(exit))
+            }
             Verdict::ForwardError(_, exit) | Verdict::AnswerEcho(exit) => format!("sent {}", self.exit(exit)),
         }
     }
@@ -212,7 +223,7 @@ impl Story<'_> {
     fn exit(&self, way: Exit) -> String {
         match way.kind {
             exit::POD => format!("into the pod behind {}", self.node.interface(way.ifindex)),
-            exit::UPLINK => format!("out of {}", self.node.interface(way.ifindex)),
+            exit::UPLINK | exit::TUNNEL => format!("out of {}", self.node.interface(way.ifindex)),
             exit::HOST => "to the host".to_owned(),
             _ => "on to the host's network stack".to_owned(),
         }

@@ -165,6 +165,7 @@ fn exit_of(exit: u8, ifindex: u32) -> (String, Option<u32>) {
         exit::POD => ("pod".to_owned(), Some(ifindex)),
         exit::UPLINK => ("uplink".to_owned(), Some(ifindex)),
         exit::HOST => ("host process".to_owned(), None),
+        exit::TUNNEL => ("encapsulated, answers return directly".to_owned(), Some(ifindex)),
         other => (format!("unknown ({other})"), None),
     }
 }

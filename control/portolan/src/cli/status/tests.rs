@@ -16,6 +16,7 @@ fn healthy() -> Status {
         addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
         pod_cidrs: vec![CidrView { cidr: "10.244.1.0/24".into(), used: "3".into(), capacity: "254".into() }],
         attach_mode: "tcx".into(),
+        external_mode: "snat".into(),
         interfaces: interfaces.map(|(name, role)| (name.into(), role.into())).into(),
         services: 12,
         pods: 3,
@@ -37,6 +38,7 @@ Addresses    192.0.2.1, 2001:db8::1
 podCIDRs     10.244.1.0/24 (3 of 254 used)
 Programs     tcx at eth0 (uplink), lo (loopback), portolan0 (service) and every pod
 Sockets      left alone (--socket-cgroup)
+Outside      snat (clients of backends elsewhere are masqueraded)
 Services     12
 Pods         3
 Routes       1
