@@ -258,7 +258,9 @@ fn an_icmp_error_about_translated_packets_reaches_who_sent_them() -> Result<()> 
 
 /// Sends a megabyte to a service whose one backend has nothing on port 8080; how much came there.
 fn upload(from: &Netns, to: SocketAddr, backend: &Netns) -> Result<u64> {
-    let listener = backend.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080)))??;
+    // A child process that another test has just forked has the last listener for a moment, too.
+    let bind = || backend.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080))).ok()?.ok();
+    let listener = poll(Duration::from_secs(3), "the port is free", bind)?;
     let receiver = std::thread::spawn(move || -> std::io::Result<u64> {
         let (mut stream, _) = listener.accept()?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
