@@ -27,8 +27,11 @@ pub const QUOTED_OTHER: usize = 8;
 pub fn is_ours<F: Family, T: Tables<F>, P: Frame>(frame: &P, tables: &T) -> bool {
     let Some(header) = F::header(frame, ETHERNET) else { return false };
     let Fields { src, dst, proto, kind, .. } = F::fields(&header);
+    // The kernel takes nothing out that has no whole header.
+    let whole = frame.len() as usize >= ETHERNET + 2 * F::HEADER_LEN;
     proto == F::TUNNEL
         && kind == Kind::Protocol
+        && whole
         && tables.endpoint(&dst).is_some()
         && mark::<F, T>(&src, tables) & frontend_flag::PEER != 0
 }
