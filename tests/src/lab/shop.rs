@@ -95,6 +95,7 @@ impl Shop {
         let backends = backends.map(|(number, node)| Backend::add(&agents, *node, &format!("b{number}")));
         let shop = Self { backends: backends.collect::<Result<_>>()?, client, agents, cluster };
         shop.publish(|_| Some(Condition::Ready))?;
+        shop.wait_for_backends(nodes.len())?;
         if !nodes.is_empty() {
             for v6 in [false, true] {
                 shop.wait_for_answer(v6)?;
@@ -149,7 +150,7 @@ impl Shop {
     /// Waits until both agents have in their tables whatever was written before.
     ///
     /// # Errors
-    /// They do not within 5 s.
+    /// They do not within 20 s.
     pub fn settle(&self) -> Result<()> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         // A service that nobody asks for, written last. Each file is read after what was written before it.
@@ -161,7 +162,7 @@ impl Shop {
         self.cluster.write("settled.yaml", &text)?;
         for agent in &self.agents {
             let there = || agent.view("service list -o json").ok()?.contains(&name).then_some(());
-            poll(Duration::from_secs(5), "the objects are in the tables", there)?;
+            poll(Duration::from_secs(20), "the objects are in the tables", there)?;
         }
         Ok(())
     }
@@ -169,7 +170,7 @@ impl Shop {
     /// Waits until both agents say that a service port has this many backends in all.
     ///
     /// # Errors
-    /// They do not within 5 s.
+    /// They do not within 20 s.
     pub fn wait_for_backends(&self, count: usize) -> Result<()> {
         for agent in &self.agents {
             let all = || {
@@ -181,7 +182,7 @@ impl Shop {
                     .all(|port| port["backends"].as_array().is_some_and(|it| it.len() == count))
                     .then_some(())
             };
-            poll(Duration::from_secs(5), &format!("the agents have {count} backends"), all)?;
+            poll(Duration::from_secs(20), &format!("the agents have {count} backends"), all)?;
         }
         Ok(())
     }
