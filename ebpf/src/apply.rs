@@ -30,6 +30,14 @@ impl Done {
     pub const NEWS: u64 = u64::MAX - 1;
     /// The packet leaves inside of another, if that fits.
     pub const PARCEL: u64 = u64::MAX - 2;
+    /// No decision yet: the packet is a piece of one.
+    pub const PIECE: u64 = u64::MAX - 3;
+    /// The piece waits for the first one.
+    pub const WAIT: u64 = u64::MAX - 4;
+    /// The first piece, for which others wait.
+    pub const RELEASE: u64 = u64::MAX - 5;
+    /// The piece is of no flow.
+    pub const STRAY: u64 = u64::MAX - 6;
 
     #[inline(always)]
     pub const fn new(outcome: u32, action: i32) -> Self {
@@ -67,7 +75,7 @@ impl Done {
     /// The flow to open, if that is what comes next.
     #[inline(always)]
     pub const fn choice(self) -> Option<Choice> {
-        if self.0 & OPEN == 0 || self.0 >= Self::PARCEL {
+        if self.0 & OPEN == 0 || self.0 >= Self::STRAY {
             return None;
         }
         Some(Choice { service: ((self.0 & !OPEN) >> 32) as u32, backend: self.0 as u32 })
@@ -98,7 +106,7 @@ pub fn untouched<F: Family>(skb: *mut __sk_buff, hook: Hook, verdict: Verdict<F>
     }
 }
 
-/// Translates a packet with ports and sends it.
+/// Translates a packet with ports and sends it. Its transport header is `extra` bytes behind the fixed IP header.
 #[inline(always)]
 pub fn forward<F: Family>(
     skb: *mut __sk_buff,
@@ -106,9 +114,10 @@ pub fn forward<F: Family>(
     packet: &Packet<F>,
     rewrite: &Rewrite<F::Addr>,
     exit: Exit,
+    extra: usize,
 ) -> Done {
     let frame = Linear::new(skb);
-    let transport = ETHERNET + F::HEADER_LEN;
+    let transport = ETHERNET + F::HEADER_LEN + extra;
     let key = &packet.key;
     let header = F::rewrite(packet.header, rewrite.src, rewrite.dst, rewrite.ttl);
     let written =
@@ -136,6 +145,22 @@ pub fn forward<F: Family>(
                 return Done::failed();
             }
         }
+    }
+    leave(hook, exit, exit.outcome())
+}
+
+/// Translates a piece without ports and sends it.
+#[inline(always)]
+pub fn forward_later<F: Family>(
+    skb: *mut __sk_buff,
+    hook: Hook,
+    packet: &Packet<F>,
+    rewrite: &Rewrite<F::Addr>,
+    exit: Exit,
+) -> Done {
+    let header = F::rewrite(packet.header, rewrite.src, rewrite.dst, rewrite.ttl);
+    if !address(skb, hook, exit) || !Linear::new(skb).write(ETHERNET, header) {
+        return Done::failed();
     }
     leave(hook, exit, exit.outcome())
 }

@@ -11,6 +11,7 @@ mod apply;
 mod frame;
 mod held;
 mod maps;
+mod pieces;
 mod run;
 mod socket;
 mod tables;

@@ -5,8 +5,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use portolan_abi::{
-    Affinity, AffinityKey, Backend, Config, Endpoint, Event, Flow, FlowKey, Frontend, FrontendKey, Service,
-    SlabLine, Trace, Words, counter,
+    Affinity, AffinityKey, Backend, Config, Early, EarlyKey, Endpoint, Event, Flow, FlowKey, Fragment,
+    FragmentKey, Frontend, FrontendKey, Service, SlabLine, Trace, Words, counter,
 };
 use portolan_core::{Family, V4, V6};
 
@@ -30,6 +30,10 @@ const FLOWS: usize = 1 << 18;
 const SOURCES: usize = 1 << 14;
 /// Bytes of events that wait for who watches.
 const EVENT_BYTES: usize = 1 << 18;
+/// Packets of one family whose pieces are remembered.
+const FRAGMENTS: usize = 1 << 12;
+/// Pieces that wait for the first one of their packet.
+const EARLY_SLOTS: usize = 1 << 10;
 /// Clients of one family that services with session affinity remember.
 const CLIENTS: usize = 1 << 16;
 
@@ -56,6 +60,13 @@ pub static TRACED: PerCpuArray<Event, 1> = PerCpuArray::new();
 #[btf_map]
 pub static EVENTS: RingBuf<(), EVENT_BYTES> = RingBuf::new();
 
+/// Pieces that wait.
+#[btf_map]
+pub static EARLY: LruHashMap<EarlyKey, Early, EARLY_SLOTS> = LruHashMap::new();
+/// The piece that each CPU is at: too large for the stack.
+#[btf_map]
+pub static PIECE: PerCpuArray<Early, 1> = PerCpuArray::new();
+
 /// What a source range is a prefix of: [`portolan_abi::SourceKey`] without its length.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -78,6 +89,8 @@ pub trait Kernel: Family {
     fn sources() -> &'static LpmTrie<Source<Self::Addr>, u32, SOURCES>;
     /// Backends that clients of services with session affinity had last.
     fn affinity() -> &'static LruHashMap<AffinityKey<Self::Addr>, Affinity, CLIENTS>;
+    /// Packets that were cut.
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self::Addr>, Fragment<Self::Addr>, FRAGMENTS>;
     /// Flows.
     fn flows() -> &'static LruHashMap<FlowKey<Self::Addr>, Flow<Self::Addr>, FLOWS>;
 }
@@ -85,7 +98,7 @@ pub trait Kernel: Family {
 /// Defines one family's tables.
 macro_rules! kernel {
     ($family:ty, $addr:ty, $frontends:ident, $backends:ident, $endpoints:ident, $sources:ident, $affinity:ident,
-     $flows:ident) => {
+     $fragments:ident, $flows:ident) => {
         #[btf_map]
         static $frontends: HashMap<FrontendKey<$addr>, Frontend, FRONTENDS> = HashMap::new();
         #[btf_map]
@@ -96,6 +109,8 @@ macro_rules! kernel {
         static $sources: LpmTrie<Source<$addr>, u32, SOURCES> = LpmTrie::new();
         #[btf_map]
         static $affinity: LruHashMap<AffinityKey<$addr>, Affinity, CLIENTS> = LruHashMap::new();
+        #[btf_map]
+        static $fragments: LruHashMap<FragmentKey<$addr>, Fragment<$addr>, FRAGMENTS> = LruHashMap::new();
         #[btf_map]
         static $flows: LruHashMap<FlowKey<$addr>, Flow<$addr>, FLOWS> = LruHashMap::new();
 
@@ -126,6 +141,11 @@ macro_rules! kernel {
             }
 
             #[inline(always)]
+            fn fragments() -> &'static LruHashMap<FragmentKey<$addr>, Fragment<$addr>, FRAGMENTS> {
+                &$fragments
+            }
+
+            #[inline(always)]
             fn flows() -> &'static LruHashMap<FlowKey<$addr>, Flow<$addr>, FLOWS> {
                 &$flows
             }
@@ -133,8 +153,28 @@ macro_rules! kernel {
     };
 }
 
-kernel!(V4, Words<1>, FRONTENDS_V4, BACKENDS_V4, ENDPOINTS_V4, SOURCES_V4, AFFINITY_V4, FLOWS_V4);
-kernel!(V6, Words<4>, FRONTENDS_V6, BACKENDS_V6, ENDPOINTS_V6, SOURCES_V6, AFFINITY_V6, FLOWS_V6);
+kernel!(
+    V4,
+    Words<1>,
+    FRONTENDS_V4,
+    BACKENDS_V4,
+    ENDPOINTS_V4,
+    SOURCES_V4,
+    AFFINITY_V4,
+    FRAGMENTS_V4,
+    FLOWS_V4
+);
+kernel!(
+    V6,
+    Words<4>,
+    FRONTENDS_V6,
+    BACKENDS_V6,
+    ENDPOINTS_V6,
+    SOURCES_V6,
+    AFFINITY_V6,
+    FRAGMENTS_V6,
+    FLOWS_V6
+);
 
 /// Counts a packet. An index beyond the array counts nothing.
 #[inline(always)]

@@ -7,7 +7,9 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_skb_pull_data};
 use aya_ebpf::programs::TcContext;
 use portolan_abi::{counter, exit};
+use portolan_core::fragment::{Next, decide_first, decide_later, decide_new_first, decide_stray, open_first};
 use portolan_core::icmp::Finding;
+use portolan_core::wire::is_piece;
 use portolan_core::{
     Choice, Family, Hook, New, Reason, Short, V4, V6, Verdict, decide_error, decide_known, decide_new,
     decide_other, established,
@@ -16,6 +18,7 @@ use portolan_core::{
 use crate::apply::{self, Done};
 use crate::frame::Linear;
 use crate::maps;
+use crate::pieces;
 use crate::tables::{Maps, Route};
 use crate::trace;
 use crate::tunnel;
@@ -86,6 +89,40 @@ macro_rules! family {
                 if done == Done::UNKNOWN {
                     done = other(skb, hook);
                 }
+                if done == Done::PIECE {
+                    done = later(skb, hook);
+                    if done == Done::UNKNOWN {
+                        note(skb);
+                        done = first(skb, hook);
+                    }
+                    if done == Done::UNKNOWN {
+                        done = new_first(skb, hook);
+                        if let Some(choice) = Done(done).choice() {
+                            done = open_first(skb, hook, choice.service, choice.backend);
+                            if done == Done::NEWS {
+                                note(skb);
+                                done = opened(first(skb, hook));
+                            }
+                        } else {
+                            if done == Done::UNKNOWN {
+                                done = stray(skb, hook);
+                            }
+                            note_fate(skb, hook, counter::is_drop(Done(done).outcome()));
+                        }
+                    }
+                    if done == Done::STRAY {
+                        done = stray(skb, hook);
+                    }
+                    // Known at compile time where not: what the host sends is in order.
+                    if matches!(place, Hook::Pod | Hook::Uplink) {
+                        if done == Done::WAIT {
+                            done = wait(skb);
+                        }
+                        if done == Done::RELEASE {
+                            done = release(skb);
+                        }
+                    }
+                }
                 if done == Done::PARCEL {
                     done = Done::new(Reason::Tunnel as u32, TC_ACT_SHOT).0;
                     // Known at compile time where it is false: those programs do without the steps.
@@ -133,6 +170,51 @@ macro_rules! family {
             }
 
             #[inline(never)]
+            fn later(skb: *mut __sk_buff, hook: Hook) -> u64 {
+                super::later::<$family>(skb, hook)
+            }
+
+            #[inline(never)]
+            fn stray(skb: *mut __sk_buff, hook: Hook) -> u64 {
+                super::stray::<$family>(skb, hook)
+            }
+
+            #[inline(never)]
+            fn note(skb: *mut __sk_buff) -> u64 {
+                pieces::note::<$family>(skb, now())
+            }
+
+            #[inline(never)]
+            fn note_fate(skb: *mut __sk_buff, hook: Hook, dropped: bool) -> u64 {
+                pieces::note_fate::<$family>(skb, hook, dropped, now())
+            }
+
+            #[inline(never)]
+            fn new_first(skb: *mut __sk_buff, hook: Hook) -> u64 {
+                super::new_first::<$family>(skb, hook)
+            }
+
+            #[inline(never)]
+            fn first(skb: *mut __sk_buff, hook: Hook) -> u64 {
+                super::first::<$family>(skb, hook)
+            }
+
+            #[inline(never)]
+            fn open_first(skb: *mut __sk_buff, hook: Hook, service: u32, backend: u32) -> u64 {
+                super::open_piece::<$family>(skb, hook, Choice { service, backend })
+            }
+
+            #[inline(never)]
+            fn wait(skb: *mut __sk_buff) -> u64 {
+                pieces::wait::<$family>(skb, now()).0
+            }
+
+            #[inline(never)]
+            fn release(skb: *mut __sk_buff) -> u64 {
+                pieces::release::<$family>(skb, ifindex(skb), now()).0
+            }
+
+            #[inline(never)]
             fn refuse(skb: *mut __sk_buff, hook: Hook) -> i32 {
                 apply::refuse::<$family>(skb, hook, ifindex(skb))
             }
@@ -164,7 +246,7 @@ fn short<F: Route>(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
     let frame = Linear::new(skb);
     match established::<F, _, _>(hook, ifindex(skb), &frame, fresh, &Maps::new(skb), now()) {
         Short::Verdict(packet, Verdict::Forward(rewrite, exit)) => {
-            apply::forward::<F>(skb, hook, &packet, &rewrite, exit).0
+            apply::forward::<F>(skb, hook, &packet, &rewrite, exit, 0).0
         }
         Short::Verdict(_, Verdict::Encapsulate(_)) => Done::PARCEL,
         Short::News => Done::NEWS,
@@ -178,7 +260,7 @@ fn known<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
     let frame = Linear::new(skb);
     match decide_known::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb), now()) {
         Some((packet, Verdict::Forward(rewrite, exit))) => {
-            apply::forward::<F>(skb, hook, &packet, &rewrite, exit).0
+            apply::forward::<F>(skb, hook, &packet, &rewrite, exit, 0).0
         }
         Some((_, Verdict::Encapsulate(_))) => Done::PARCEL,
         Some((_, verdict)) => apply::untouched(skb, hook, verdict).0,
@@ -232,9 +314,70 @@ fn error<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
 #[inline(always)]
 fn other<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
     let frame = Linear::new(skb);
+    if is_piece::<F, _>(&frame) {
+        return Done::PIECE;
+    }
     match decide_other::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb)) {
         Verdict::AnswerEcho(exit) => apply::echo::<F>(skb, hook, exit).0,
         verdict => apply::untouched(skb, hook, verdict).0,
+    }
+}
+
+/// Pieces of packets, but for first ones.
+#[inline(always)]
+fn later<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+    let frame = Linear::new(skb);
+    let later = decide_later::<F, _, _>(hook, &frame, &Maps::new(skb), now());
+    match later.next {
+        Next::Send => apply::forward_later::<F>(skb, hook, &later.packet, &later.rewrite, later.exit).0,
+        Next::Parcel => Done::PARCEL,
+        Next::Wait => Done::WAIT,
+        Next::Release => Done::RELEASE,
+        Next::Drop => Done::new(later.reason as u32, TC_ACT_SHOT).0,
+        Next::First => Done::UNKNOWN,
+        Next::Stray => Done::STRAY,
+    }
+}
+
+/// Pieces of no flow.
+#[inline(always)]
+fn stray<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+    let frame = Linear::new(skb);
+    apply::untouched(skb, hook, decide_stray::<F, _, _>(hook, &frame, &Maps::new(skb))).0
+}
+
+/// First pieces of a flow in the table.
+#[inline(always)]
+fn first<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+    let frame = Linear::new(skb);
+    match decide_first::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb), now()) {
+        Some((packet, Verdict::Forward(rewrite, exit))) => {
+            apply::forward::<F>(skb, hook, &packet, &rewrite, exit, F::FRAGMENT_HEADER).0
+        }
+        Some((_, Verdict::Encapsulate(_))) => Done::PARCEL,
+        Some((_, verdict)) => apply::untouched(skb, hook, verdict).0,
+        None => Done::UNKNOWN,
+    }
+}
+
+/// First pieces of no flow.
+#[inline(always)]
+fn new_first<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+    let frame = Linear::new(skb);
+    match decide_new_first::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb), now()) {
+        New::Verdict(verdict) => apply::untouched(skb, hook, verdict).0,
+        New::Open(choice) => Done::open(choice).0,
+        New::Other => Done::UNKNOWN,
+    }
+}
+
+/// [`open`] for a first piece.
+#[inline(always)]
+fn open_piece<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: Choice) -> u64 {
+    let frame = Linear::new(skb);
+    match open_first::<F, _, _>(hook, ifindex(skb), &frame, choice, &Maps::new(skb), now()) {
+        Ok(()) => Done::NEWS,
+        Err(reason) => Done::new(reason as u32, TC_ACT_SHOT).0,
     }
 }
 

@@ -8,8 +8,8 @@ use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_fib_lookup};
 use portolan_abi::{
-    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ring, SLAB_LINE,
-    Service,
+    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Frontend,
+    FrontendKey, Ring, SLAB_LINE, Service,
 };
 use portolan_core::{Tables, V4, V6};
 
@@ -212,6 +212,18 @@ impl<F: Route> Tables<F> for Maps {
     #[inline(always)]
     fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
         F::flows().insert(key, flow, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<Fragment<F::Addr>> {
+        // SAFETY: as in `flow`.
+        F::fragments().get_ptr(key).map(|fragment| unsafe { *fragment })
+    }
+
+    #[inline(always)]
+    fn keep(&self, key: &FragmentKey<F::Addr>, fragment: &Fragment<F::Addr>) {
+        // What the table does not take is not remembered: the packet's other pieces are of no flow.
+        let _ = F::fragments().insert(key, fragment, 0);
     }
 
     #[inline(always)]

@@ -69,7 +69,7 @@ fn show(skb: *mut __sk_buff, outcome: u32) -> u64 {
         if (*event).hook == 0 {
             return 0;
         }
-        let dropped = outcome >= counter::FIRST_DROP;
+        let dropped = counter::is_drop(outcome);
         (*event).outcome = outcome;
         (*event).after_len = if dropped { 0 } else { load(skb, &raw mut (*event).after) };
         if is_wanted(&*trace, &*event, dropped) && EVENTS.output_untyped::<Event>(&*event, 0).is_err() {

@@ -70,7 +70,7 @@ pub fn pack<F: Route>(skb: *mut __sk_buff, ifindex: u32) -> Done {
 pub fn complain<F: Route>(skb: *mut __sk_buff, ifindex: u32) -> i32 {
     let frame = Linear::new(skb);
     let transport = ETHERNET + F::HEADER_LEN;
-    let written = if parse::<F, _>(&frame).kind == Kind::Tcp {
+    let written = if matches!(parse::<F, _>(&frame).kind, Kind::Tcp | Kind::Fragment) {
         complain_quoting::<F, { QUOTED_TCP / 4 }>(skb, transport + 16)
     } else {
         complain_quoting::<F, { QUOTED_OTHER / 4 }>(skb, transport + 6)

@@ -34,7 +34,7 @@ impl Outcome {
     /// Whether packets of this outcome did not reach who they were sent to.
     #[must_use]
     pub const fn is_drop(&self) -> bool {
-        self.index >= FIRST_DROP
+        is_drop(self.index)
     }
 }
 
@@ -68,7 +68,7 @@ outcomes! {
     DROP_TRUNCATED = 11, "truncated";
     /// A header contradicts itself. The sender is at fault.
     DROP_MALFORMED = 12, "malformed";
-    /// A fragment to a service address: fragments carry no ports. Lower the sender's datagram size.
+    /// A fragment to a service address whose packet no service takes, or whose first fragment did not come.
     DROP_FRAGMENT = 13, "fragment";
     /// IP options or extension headers to a service address.
     DROP_OPTIONS = 14, "options";
@@ -115,7 +115,18 @@ outcomes! {
     /// With the header that takes it to its backend's node it would not fit the uplink: the client was told the size
     /// that does.
     REJECTED_TOO_BIG = 34, "rejected-too-big";
+    /// A fragment that came before the first one of its packet: it waits for that.
+    FRAGMENT_WAITS = 35, "fragment-waits";
+    /// A first fragment that others were waiting for: all of them are decided on anew, in order.
+    FRAGMENTS_RELEASED = 36, "fragments-released";
 }
 
 /// The first outcome that is a drop; a rejection counts as one for the client.
-pub const FIRST_DROP: u32 = REJECTED_NO_BACKEND;
+const FIRST_DROP: u32 = REJECTED_NO_BACKEND;
+
+/// Whether packets of an outcome did not reach who they were sent to.
+#[inline(always)]
+#[must_use]
+pub const fn is_drop(outcome: u32) -> bool {
+    outcome >= FIRST_DROP && outcome != FRAGMENT_WAITS && outcome != FRAGMENTS_RELEASED
+}

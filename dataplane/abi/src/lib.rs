@@ -8,12 +8,14 @@
 mod config;
 pub mod counter;
 mod flow;
+mod fragment;
 mod service;
 mod socket;
 mod trace;
 
 pub use config::Config;
 pub use flow::{Flow, FlowKey, exit, state};
+pub use fragment::{EARLY_BYTES, EARLY_PIECES, Early, EarlyKey, Fragment, FragmentKey, fate};
 pub use service::{
     Affinity, AffinityKey, Backend, Endpoint, Frontend, FrontendKey, Ring, SLAB_LINE, Service, SlabLine,
     SourceKey, backend_flag, endpoint_flag, frontend_flag, service_flag,

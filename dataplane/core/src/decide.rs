@@ -10,7 +10,7 @@ use crate::service::{
     way_back,
 };
 use crate::wire::{Frame, Kind, Packet, parse};
-use crate::{Address, Exit, Family, Hook, Reason, Tables, Verdict, guard, icmp, tunnel, wire};
+use crate::{Address, Exit, Family, Hook, Reason, Tables, Verdict, fragment, guard, icmp, tunnel, wire};
 
 /// Decides on a packet. `ifindex` is the interface that the program is attached to; `now` in ticks of 2^30 ns.
 ///
@@ -53,6 +53,7 @@ fn decide_way<F: Family, T: Tables<F>, P: Frame>(
         },
         New::Other => match decide_error(hook, frame, tables).verdict() {
             Some(verdict) => verdict,
+            None if wire::is_piece::<F, P>(frame) => fragment::decide_all(hook, ifindex, frame, tables, now),
             None => decide_other(hook, ifindex, frame, tables),
         },
     }
@@ -171,7 +172,8 @@ pub fn decide_error<F: Family, T: Tables<F>, P: Frame>(hook: Hook, frame: &P, ta
     icmp::error(hook, &packet, frame, tables)
 }
 
-/// The part of [`decide`] for what else has no ports. The packet's addresses have been checked by [`decide_new`].
+/// The part of [`decide`] for what else has no ports, but for [pieces](fragment) of packets. The packet's addresses have been
+/// checked by [`decide_new`].
 #[inline(always)]
 pub fn decide_other<F: Family, T: Tables<F>, P: Frame>(
     hook: Hook,
@@ -180,12 +182,11 @@ pub fn decide_other<F: Family, T: Tables<F>, P: Frame>(
     tables: &T,
 ) -> Verdict<F> {
     let packet = parse::<F, P>(frame);
-    if hook == Hook::Tunnel || tunnel::is_foreign(hook, &packet, tables) {
+    if hook == Hook::Tunnel || tunnel::is_foreign(hook, &packet.key.dst, packet.key.proto, tables) {
         return Verdict::Drop(Reason::Tunnel);
     }
     let ours = match packet.kind {
         Kind::Echo => icmp::echo(hook, ifindex, (&packet, frame), tables),
-        Kind::Fragment => refuse_opaque(hook, &packet, Reason::Fragment, tables),
         Kind::Options => refuse_opaque(hook, &packet, Reason::Options, tables),
         // An error about a flow has its verdict already; a service address itself has no use for one.
         Kind::Protocol | Kind::IcmpError => refuse_opaque(hook, &packet, Reason::Protocol, tables),
@@ -277,7 +278,7 @@ fn refuse<F: Family, T: Tables<F>, P: Frame>(
 
 /// Packets without ports: no service takes them.
 #[inline(always)]
-fn refuse_opaque<F: Family, T: Tables<F>>(
+pub(crate) fn refuse_opaque<F: Family, T: Tables<F>>(
     hook: Hook,
     packet: &Packet<F>,
     reason: Reason,
@@ -299,7 +300,7 @@ fn local_pod<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T
 
 /// Traffic that is not to a service: pod to pod, or the host's own.
 #[inline(always)]
-fn direct<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T) -> Verdict<F> {
+pub(crate) fn direct<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T) -> Verdict<F> {
     if hook == Hook::Service {
         // The host's stack announces its groups on every interface.
         let announced = packet.key.dst.is_multicast();

@@ -5,7 +5,7 @@ use core::fmt::Debug;
 use portolan_abi::{Config, Words};
 
 use crate::checksum;
-use crate::wire::{Fields, Frame, v4, v6};
+use crate::wire::{ETHERNET, Fields, Fragmented, Frame, v4, v6};
 
 /// An address family as a type.
 pub trait Family: Copy + Eq + Debug + 'static {
@@ -17,6 +17,8 @@ pub trait Family: Copy + Eq + Debug + 'static {
     const EMPTY_HEADER: Self::Header;
     /// Length of [`Self::Header`] in bytes.
     const HEADER_LEN: usize;
+    /// Bytes of the header that a piece of a packet has besides.
+    const FRAGMENT_HEADER: usize;
     /// IP protocol number of the family's ICMP.
     const ICMP: u8;
     /// IP protocol number of a packet of the same family inside of another (RFC 2003, RFC 2473).
@@ -32,6 +34,8 @@ pub trait Family: Copy + Eq + Debug + 'static {
     fn header<P: Frame>(frame: &P, at: usize) -> Option<Self::Header>;
     /// Reads the header's fields, checking what can be checked without the rest of the packet.
     fn fields(header: &Self::Header) -> Fields<Self::Addr>;
+    /// What a [`Kind::Fragment`](crate::wire::Kind::Fragment) says of its packet.
+    fn fragmented<P: Frame>(frame: &P, header: &Self::Header) -> Option<Fragmented>;
     /// The header with other addresses and time to live; IPv4's header checksum is updated.
     fn rewrite(header: Self::Header, src: Self::Addr, dst: Self::Addr, ttl: u8) -> Self::Header;
     /// A new header for a packet that we send: `len` bytes of protocol `proto` follow it.
@@ -83,6 +87,7 @@ impl Family for V4 {
     type Header = [u32; 5];
     const EMPTY_HEADER: [u32; 5] = [0; 5];
     const HEADER_LEN: usize = 20;
+    const FRAGMENT_HEADER: usize = 0;
     const ICMP: u8 = 1;
     const TUNNEL: u8 = 4;
     /// A total length of 2^16, of which zero is left.
@@ -99,6 +104,11 @@ impl Family for V4 {
     #[inline(always)]
     fn fields(header: &[u32; 5]) -> Fields<Words<1>> {
         v4::fields(header)
+    }
+
+    #[inline(always)]
+    fn fragmented<P: Frame>(_: &P, header: &[u32; 5]) -> Option<Fragmented> {
+        Some(v4::fragmented(header))
     }
 
     #[inline(always)]
@@ -150,6 +160,7 @@ impl Family for V6 {
     type Header = [u32; 10];
     const EMPTY_HEADER: [u32; 10] = [0; 10];
     const HEADER_LEN: usize = 40;
+    const FRAGMENT_HEADER: usize = 8;
     const ICMP: u8 = 58;
     const TUNNEL: u8 = 41;
     const UNSAID: u16 = 0;
@@ -165,6 +176,11 @@ impl Family for V6 {
     #[inline(always)]
     fn fields(header: &[u32; 10]) -> Fields<Words<4>> {
         v6::fields(header)
+    }
+
+    #[inline(always)]
+    fn fragmented<P: Frame>(frame: &P, _: &[u32; 10]) -> Option<Fragmented> {
+        Some(v6::fragmented(frame.words(ETHERNET + Self::HEADER_LEN)?))
     }
 
     #[inline(always)]

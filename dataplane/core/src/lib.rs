@@ -15,6 +15,7 @@ pub mod checksum;
 pub mod conntrack;
 mod decide;
 mod family;
+pub mod fragment;
 pub mod guard;
 pub mod icmp;
 mod select;

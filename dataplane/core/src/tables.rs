@@ -1,7 +1,8 @@
 //! The node's state as decisions see it.
 
 use portolan_abi::{
-    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service,
+    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Frontend,
+    FrontendKey, Service,
 };
 
 use crate::Family;
@@ -49,6 +50,10 @@ pub trait Tables<F: Family> {
     fn claim(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool;
     /// Adds or replaces a flow; whether the table took it.
     fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool;
+    /// What becomes of the pieces of a packet.
+    fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<Fragment<F::Addr>>;
+    /// Says what becomes of the pieces of a packet.
+    fn keep(&self, key: &FragmentKey<F::Addr>, fragment: &Fragment<F::Addr>);
     /// Counts a flow opened for a service and its backend.
     fn picked(&self, service: u32, backend: u32);
 }

@@ -9,13 +9,14 @@ use portolan_abi::{Flow, exit, frontend_flag, service_flag};
 use crate::answer::{may_answer, pseudo_sum};
 use crate::conntrack::is_one_way;
 use crate::service::mark;
-use crate::wire::{ETHERNET, Fields, Frame, Kind, Packet, parse};
-use crate::{Exit, Family, Hook, Reason, Tables, Verdict, checksum, icmp};
+use crate::wire::{ETHERNET, Fields, Frame, Kind, Packet, parse, piece};
+use crate::{Exit, Family, Hook, Reason, Tables, Verdict, checksum, fragment, icmp};
 
 /// IP protocol numbers of IPv4 and of IPv6 inside of another packet.
 const TUNNELS: [u32; 2] = [4, 41];
 
-/// Bytes of a TCP header that a complaint quotes: its checksum is among them, which the device may have to complete.
+/// Bytes of a TCP header that a complaint quotes: its checksum is among them, which the device may have to complete. Of a
+/// first piece as many, so that they go beyond IPv6's fragment header.
 pub const QUOTED_TCP: usize = 20;
 /// Bytes of any other transport header that a complaint quotes.
 pub const QUOTED_OTHER: usize = 8;
@@ -38,8 +39,8 @@ pub fn is_ours<F: Family, T: Tables<F>, P: Frame>(frame: &P, tables: &T) -> bool
 
 /// Whether a packet carries another to a pod of this node, and [`is_ours`] did not take it: nobody else may.
 #[inline(always)]
-pub(crate) fn is_foreign<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T) -> bool {
-    hook.is_ingress() && TUNNELS.contains(&packet.key.proto) && tables.endpoint(&packet.key.dst).is_some()
+pub(crate) fn is_foreign<F: Family, T: Tables<F>>(hook: Hook, dst: &F::Addr, proto: u32, tables: &T) -> bool {
+    hook.is_ingress() && TUNNELS.contains(&proto) && tables.endpoint(dst).is_some()
 }
 
 /// Whether a packet that another node sent here would be sent on to a node: the two would play ping-pong.
@@ -131,7 +132,7 @@ pub fn parcel<F: Family, T: Tables<F>, P: Frame>(
     let exit = Exit::of_flow(&flow);
     if room::<F, T>(exit.ifindex, frame.len(), &packet, tables) != FITS {
         // No ICMP error is answered by another (RFC 1122 3.2.2, RFC 4443 2.4).
-        let told = packet.has_ports() && may_answer(&packet);
+        let told = (packet.has_ports() || is_first(&packet, frame)) && may_answer(&packet);
         // Such flows are opened by what arrives on an uplink only, and that is the way back.
         let back = Exit::uplink(ifindex);
         return if told { Parcel::none(Finding::TooBig, back) } else { drop(Reason::TooBig) };
@@ -150,11 +151,19 @@ fn flow_of<F: Family, T: Tables<F>, P: Frame>(
 ) -> Option<Flow<F::Addr>> {
     let key = if packet.has_ports() {
         packet.key
+    } else if packet.kind == Kind::Fragment {
+        return fragment::flow(frame, tables).filter(is_one_way);
     } else {
         icmp::travel_key(packet, &icmp::quoted_key::<F, P>(frame)?)
     };
     let (flow, _) = tables.flow(&key)?;
     is_one_way(&flow).then_some(flow)
+}
+
+/// Whether it is a first piece. One answer is enough for all pieces of a packet.
+#[inline(always)]
+fn is_first<F: Family, P: Frame>(packet: &Packet<F>, frame: &P) -> bool {
+    packet.kind == Kind::Fragment && matches!(piece::<F, P>(frame), Some(piece) if piece.first)
 }
 
 /// What the outer header gives as its length.
@@ -207,7 +216,7 @@ pub fn complaint<F: Family, T: Tables<F>, P: Frame>(
     tables: &T,
 ) -> Option<Complaint<F>> {
     let packet = parse::<F, P>(frame);
-    let (flow, _) = tables.flow(&packet.key)?;
+    let flow = flow_of(&packet, frame, tables)?;
     let [first, second] = F::too_big(room::<F, T>(flow.ifindex, frame.len(), &packet, tables));
     let len = (8 + F::HEADER_LEN + quoted) as u16;
     let (src, dst) = (packet.key.dst, packet.key.src);

@@ -182,6 +182,10 @@ pub enum Verdict<F: Family> {
     AnswerEcho(Exit),
     /// Replace it by its [`Rejection`](crate::answer::Rejection) and send that, for this reason.
     Reject(Exit, Reason),
+    /// Let it wait for the first piece of its packet.
+    Wait,
+    /// Decide on it anew, and after it on the pieces of its packet that wait for it.
+    Release,
     /// Drop it.
     Drop(Reason),
 }
@@ -199,6 +203,8 @@ impl<F: Family> Verdict<F> {
             | Self::Encapsulate(exit) => exit.outcome(),
             Self::TooBig(_) => counter::REJECTED_TOO_BIG,
             Self::AnswerEcho(_) => counter::ECHO_ANSWERED,
+            Self::Wait => counter::FRAGMENT_WAITS,
+            Self::Release => counter::FRAGMENTS_RELEASED,
             Self::Drop(reason) | Self::Reject(_, reason) => *reason as u32,
         }
     }

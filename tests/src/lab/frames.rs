@@ -2,7 +2,10 @@
 
 use std::ffi::CString;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use rustix::net::{self, AddressFamily, SocketType};
 
 /// Sends frames as they are.
 #[derive(Debug)]
@@ -48,4 +51,16 @@ impl Frames {
         };
         if sent as usize == frame.len() { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
+}
+
+/// Sends an IP packet as it is from this thread's namespace, by its routes.
+///
+/// # Errors
+/// Not root, or no route.
+pub fn send_ip(packet: &[u8], to: IpAddr) -> io::Result<()> {
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    // Of this protocol, what is sent begins with its IP header (raw(7), ipv6(7)).
+    let socket = net::socket(family, SocketType::RAW, Some(net::ipproto::RAW))?;
+    let sent = net::sendto(&socket, packet, net::SendFlags::empty(), &SocketAddr::new(to, 0))?;
+    if sent == packet.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }

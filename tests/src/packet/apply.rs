@@ -6,7 +6,7 @@ use portolan_abi::exit;
 use portolan_core::answer::{QUOTED, Rejection, unreachable_checksum};
 use portolan_core::icmp::{Translation, echo_reply, quoted_at};
 use portolan_core::tunnel::{Complaint, Parcel, QUOTED_OTHER, QUOTED_TCP, complaint, parcel};
-use portolan_core::wire::{ETHERNET, Frame, Kind, Packet, parse, proto, split_ports};
+use portolan_core::wire::{ETHERNET, FirstPiece, Frame, Kind, Packet, parse, piece, proto, split_ports};
 use portolan_core::{Address, Exit, Hook, Rewrite, Verdict, checksum, gateway_mac, refusal};
 
 /// A packet's bytes.
@@ -42,8 +42,14 @@ pub fn apply<F: Tested>(
     match verdict {
         Verdict::Pass(_) | Verdict::Drop(_) => {}
         Verdict::Deliver(exit) => address(&mut out, hook, *exit),
+        Verdict::Wait => tables.wait(frame),
+        Verdict::Release => out = tables.release(frame),
+        Verdict::Forward(rewrite, exit) if packet.kind == Kind::Fragment => {
+            forward_piece(&mut out, &packet, rewrite);
+            address(&mut out, hook, *exit);
+        }
         Verdict::Forward(rewrite, exit) => {
-            forward(&mut out, &packet, rewrite);
+            forward(&mut out, &packet, rewrite, 0);
             address(&mut out, hook, *exit);
         }
         Verdict::ForwardError(translation, exit) => {
@@ -66,8 +72,16 @@ pub fn apply<F: Tested>(
     out
 }
 
-fn forward<F: Tested>(out: &mut [u8], packet: &Packet<F>, new: &Rewrite<F::Addr>) {
-    let transport = ETHERNET + F::HEADER_LEN;
+fn forward_piece<F: Tested>(out: &mut [u8], later: &Packet<F>, new: &Rewrite<F::Addr>) {
+    let frame = out.to_vec();
+    if piece::<F, _>(&Bytes(&frame)).is_some_and(|piece| piece.first) {
+        return forward(out, &parse::<F, _>(&FirstPiece(&Bytes(&frame))), new, F::FRAGMENT_HEADER);
+    }
+    put(out, ETHERNET, header::<F>(F::rewrite(later.header, new.src, new.dst, new.ttl)));
+}
+
+fn forward<F: Tested>(out: &mut [u8], packet: &Packet<F>, new: &Rewrite<F::Addr>, extra: usize) {
+    let transport = ETHERNET + F::HEADER_LEN + extra;
     let key = &packet.key;
     put(out, ETHERNET, header::<F>(F::rewrite(packet.header, new.src, new.dst, new.ttl)));
     put(out, transport, new.ports.to_ne_bytes());
@@ -136,7 +150,7 @@ fn complain<F: Tested>(out: &mut Vec<u8>, tables: &Memory<F>) {
     let transport = ETHERNET + F::HEADER_LEN;
     let packet = parse::<F, _>(&Bytes(out));
     let frame = Bytes(out);
-    let (quoted, sum) = if packet.kind == Kind::Tcp {
+    let (quoted, sum) = if matches!(packet.kind, Kind::Tcp | Kind::Fragment) {
         (QUOTED_TCP, frame.words::<{ QUOTED_TCP / 4 }>(transport).map(|words| checksum::sum(&words)))
     } else {
         (QUOTED_OTHER, frame.words::<{ QUOTED_OTHER / 4 }>(transport).map(|words| checksum::sum(&words)))

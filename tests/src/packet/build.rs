@@ -208,6 +208,31 @@ impl Packet {
         self
     }
 
+    /// The pieces that a router makes of it: up to each of these bytes of what follows the IP header, all multiples of
+    /// eight, and the rest.
+    #[must_use]
+    pub fn cut(&self, at: &[usize]) -> Vec<Self> {
+        let (proto, body) = self.transport();
+        let starts = std::iter::once(0).chain(at.iter().copied());
+        let ends = at.iter().copied().chain([body.len()]);
+        starts
+            .zip(ends)
+            .map(|(start, end)| self.piece(proto, &body[start..end], start, end < body.len()))
+            .collect()
+    }
+
+    fn piece(&self, proto: u8, bytes: &[u8], start: usize, more: bool) -> Self {
+        let (offset, more) = ((start / 8) as u16, u16::from(more));
+        let (proto, data) = if self.src.is_ipv4() {
+            (proto, bytes.to_vec())
+        } else {
+            let [high, low] = (offset << 3 | more).to_be_bytes();
+            let [a, b] = self.id.to_be_bytes();
+            (44, [&[proto, 0, high, low, 0, 7, a, b], bytes].concat())
+        };
+        Self { fragment: offset | more << 13, body: Body::Other { proto, data }, ..self.clone() }
+    }
+
     /// The frame.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use portolan_abi::counter;
-use portolan_core::wire::Frame;
+use portolan_core::fragment::{
+    Next, decide_first, decide_later, decide_new_first, decide_stray, note, note_fate, open_first,
+};
+use portolan_core::wire::{Frame, is_piece};
 use portolan_core::{Family, Hook, Short, Tables, V4, V6, Verdict};
 use portolan_core::{
     New, decide, decide_error, decide_known, decide_new, decide_other, established, open, tunnel,
@@ -52,10 +55,47 @@ pub fn steps<F: Family, T: Tables<F>>(
         },
         New::Other => match decide_error(hook, frame, tables).verdict() {
             Some(verdict) => verdict,
+            None if is_piece::<F, _>(frame) => pieces(hook, ifindex, frame, tables, now),
             None => decide_other(hook, ifindex, frame, tables),
         },
     };
     (verdict, false)
+}
+
+/// The steps for pieces of packets.
+fn pieces<F: Family, T: Tables<F>>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &impl Frame,
+    tables: &T,
+    now: u32,
+) -> Verdict<F> {
+    let later = decide_later(hook, frame, tables, now);
+    if later.next == Next::Stray {
+        return decide_stray(hook, frame, tables);
+    }
+    if let Some(verdict) = later.verdict() {
+        return verdict;
+    }
+    let first = || {
+        note::<F, _, _>(frame, tables, now);
+        decide_first(hook, ifindex, frame, tables, now).map(|(_, verdict)| verdict)
+    };
+    if let Some(verdict) = first() {
+        return verdict;
+    }
+    let verdict = match decide_new_first(hook, ifindex, frame, tables, now) {
+        New::Verdict(verdict) => verdict,
+        New::Other => decide_stray(hook, frame, tables),
+        New::Open(choice) => {
+            return match open_first(hook, ifindex, frame, choice, tables, now) {
+                Err(reason) => Verdict::Drop(reason),
+                Ok(()) => first().expect("the flow was opened"),
+            };
+        }
+    };
+    note_fate(hook, frame, counter::is_drop(verdict.outcome()), tables, now);
+    verdict
 }
 
 fn opened<F: Family, T: Tables<F>>(
@@ -96,6 +136,7 @@ pub fn one<F: Tested>(
     };
     assert_eq!(verdict, whole, "step by step and at once");
     assert_eq!(tables.flows, twin.flows, "flows, step by step and at once");
+    assert_eq!(tables.fragments, twin.fragments, "fragments, step by step and at once");
     let out = apply(hook, ifindex, bytes, &verdict, tables);
     (verdict, short, out)
 }
@@ -115,7 +156,10 @@ pub fn every_hook(bytes: &[u8]) -> BTreeSet<u32> {
         for (hook, ifindex) in HOOKS.into_iter().chain([(Hook::Tunnel, Site::UPLINK_IF)]) {
             // First without any flow, then with that which the packet has opened, in time and later.
             tables.flows.borrow_mut().clear();
+            tables.fragments.borrow_mut().clear();
+            tables.early.borrow_mut().clear();
             for now in [7, 7, 8] {
+                tables.now.set(now);
                 let (verdict, _, out) = one(hook, ifindex, bytes, tables, now);
                 let outcome = verdict.outcome();
                 assert!((outcome as usize) < counter::ALL.len(), "{outcome} is no outcome");

@@ -78,6 +78,7 @@ impl<F: Tested> Machine<F> for Host<F> {
     fn run(&mut self, place: Place, frame: &[u8]) -> Seen {
         let opened = |tables: &Memory<F>| tables.picked.borrow().values().sum::<u64>();
         let before = opened(&self.tables);
+        self.tables.now.set(self.now);
         let (verdict, short, out) = match not_ip(place.hook, frame) {
             Some(verdict) => (verdict, false, frame.to_vec()),
             None => entry::one(place.hook, place.ifindex, frame, &self.tables, self.now),
@@ -112,7 +113,7 @@ fn not_ip<F: Tested>(hook: Hook, frame: &[u8]) -> Option<Verdict<F>> {
 fn leaves<F: Tested>(hook: Hook, verdict: &Verdict<F>) -> Leaves {
     let exit = match verdict {
         Verdict::Pass(_) => return Leaves::Passed,
-        Verdict::Drop(_) => return Leaves::Dropped,
+        Verdict::Drop(_) | Verdict::Wait | Verdict::Release => return Leaves::Dropped,
         Verdict::Deliver(exit)
         | Verdict::Forward(_, exit)
         | Verdict::ForwardError(_, exit)

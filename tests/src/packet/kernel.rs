@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread;
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use portolan_abi::{Affinity, Backend, Flow, FlowKey, Service};
+use portolan_abi::{Affinity, Backend, Flow, FlowKey, Fragment, Service};
 use portolan_core::{Address as _, Hook};
 use portolan_node::{Object, Sizes, Tables, clock};
 
@@ -163,6 +163,7 @@ impl Kernel {
         replace(&tables.endpoints, &[]);
         replace(&tables.flows, &[]);
         replace(&tables.affinity, &[]);
+        replace(&tables.fragments, &[]);
         replace(&tables.sources, &[]);
         assert!(dump(&tables.flows).is_empty(), "the flow table is empty");
     }
@@ -211,6 +212,11 @@ impl<F: Tested> Machine<F> for Kernel {
         for (key, flow) in dump(flows) {
             let aged = Flow { seen: flow.seen.wrapping_sub(ticks), ..flow };
             flows.insert(&key, &aged).expect("an entry can be replaced");
+        }
+        let fragments = &F::tables(&self.tables).fragments;
+        for (key, fragment) in dump(fragments) {
+            let flow = Flow { seen: fragment.flow.seen.wrapping_sub(ticks), ..fragment.flow };
+            fragments.insert(&key, &Fragment { flow, ..fragment }).expect("an entry can be replaced");
         }
         let affinity = &F::tables(&self.tables).affinity;
         for (key, memory) in dump(affinity) {

@@ -1,20 +1,26 @@
 //! A node's tables in memory.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 
 use portolan_abi::{
-    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service,
-    SourceKey,
+    Affinity, AffinityKey, Backend, Config, EARLY_BYTES, Endpoint, Flow, FlowKey, Fragment, FragmentKey,
+    Frontend, FrontendKey, Service, SourceKey, fate,
 };
 use portolan_core::Tables;
+use portolan_core::fragment::waiting;
+use portolan_core::wire::piece;
 use portolan_node::maps::NodeFamily;
 
+use super::apply::Bytes;
 use super::world::{Records, World};
 
 /// Flows by key.
 pub type Flows<F> =
     BTreeMap<FlowKey<<F as portolan_core::Family>::Addr>, Flow<<F as portolan_core::Family>::Addr>>;
+
+/// Packets that were cut, and their pieces.
+pub type Cut<F, T> = BTreeMap<FragmentKey<<F as portolan_core::Family>::Addr>, T>;
 
 /// One family's tables. A clone is another node in the same state.
 #[derive(Clone, Debug)]
@@ -31,6 +37,12 @@ pub struct Memory<F: NodeFamily> {
     pub flows: RefCell<Flows<F>>,
     /// Backends that clients had last.
     pub affinity: RefCell<BTreeMap<AffinityKey<F::Addr>, Affinity>>,
+    /// Packets that were cut.
+    pub fragments: RefCell<Cut<F, Fragment<F::Addr>>>,
+    /// Pieces that wait, by their packet.
+    pub early: RefCell<Cut<F, Vec<Vec<u8>>>>,
+    /// What time it is.
+    pub now: Cell<u32>,
     /// Flows opened, by (service, backend).
     pub picked: RefCell<BTreeMap<(u32, u32), u64>>,
 }
@@ -52,6 +64,9 @@ impl<F: NodeFamily> Memory<F> {
             routes,
             flows: RefCell::default(),
             affinity: RefCell::default(),
+            fragments: RefCell::default(),
+            early: RefCell::default(),
+            now: Cell::default(),
             picked: RefCell::default(),
         }
     }
@@ -60,6 +75,35 @@ impl<F: NodeFamily> Memory<F> {
     pub fn change(&mut self, world: &World) {
         let old = std::mem::replace(self, Self::new(world));
         (self.flows, self.affinity, self.picked) = (old.flows, old.affinity, old.picked);
+        (self.fragments, self.early) = (old.fragments, old.early);
+    }
+
+    /// Keeps a piece that came before the first one of its packet.
+    ///
+    /// # Panics
+    /// It is none.
+    pub fn wait(&self, frame: &[u8]) {
+        assert!(frame.len() <= EARLY_BYTES, "a piece of {} bytes", frame.len());
+        let key = piece::<F, _>(&Bytes(frame)).expect("what waits is a piece").key;
+        let mut fragments = self.fragments.borrow_mut();
+        match fragments.get_mut(&key) {
+            Some(fragment) if fragment.fate == fate::WAITING => fragment.waiting += 1,
+            _ => {
+                fragments.insert(key, waiting(0, self.now.get()));
+                self.early.borrow_mut().remove(&key);
+            }
+        }
+        self.early.borrow_mut().entry(key).or_default().push(frame.to_vec());
+    }
+
+    /// What is left of a first piece when all that waited for it are put back: the last of them.
+    ///
+    /// # Panics
+    /// Nothing waited.
+    pub fn release(&self, frame: &[u8]) -> Vec<u8> {
+        let key = piece::<F, _>(&Bytes(frame)).expect("a first piece is one").key;
+        self.fragments.borrow_mut().get_mut(&key).expect("somebody waits").waiting = 0;
+        self.early.borrow_mut().remove(&key).and_then(|mut pieces| pieces.pop()).expect("somebody waits")
     }
 }
 
@@ -144,6 +188,14 @@ impl<F: NodeFamily> Tables<F> for Memory<F> {
     fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
         self.flows.borrow_mut().insert(*key, *flow);
         true
+    }
+
+    fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<Fragment<F::Addr>> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn keep(&self, key: &FragmentKey<F::Addr>, fragment: &Fragment<F::Addr>) {
+        self.fragments.borrow_mut().insert(*key, *fragment);
     }
 
     fn picked(&self, service: u32, backend: u32) {

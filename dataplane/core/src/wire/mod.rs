@@ -1,11 +1,14 @@
 //! From bytes to a [`Packet`]: checks and reads, never looks anything up.
 
+mod piece;
 pub mod v4;
 pub mod v6;
 
 use portolan_abi::FlowKey;
 
 use crate::{Family, Reason};
+
+pub use piece::{FirstPiece, Fragmented, Piece, is_piece, piece};
 
 /// Length of an Ethernet header. VLAN tags are taken off before a program sees the packet.
 pub const ETHERNET: usize = 14;
@@ -32,6 +35,9 @@ pub mod proto {
 
 /// A packet as a program may read it, from the Ethernet header on.
 pub trait Frame {
+    /// Whether it is the first piece of a packet that was cut, to be read as if it were the whole.
+    const FIRST_PIECE: bool = false;
+
     /// `N` words in packet byte order at byte `at`; `None` if the packet ends before.
     fn words<const N: usize>(&self, at: usize) -> Option<[u32; N]>;
     /// Length of the whole packet in bytes.
@@ -154,7 +160,7 @@ pub fn parse<F: Family, P: Frame>(frame: &P) -> Packet<F> {
         Some(header) => (header, true),
         None => (F::EMPTY_HEADER, false),
     };
-    let fields = F::fields(&header);
+    let fields = fields::<F, P>(frame, &header);
     let end = (ETHERNET + F::HEADER_LEN) as u32 + u32::from(fields.len);
     let transport = if !whole || (fields.kind != Kind::Malformed && frame.len() < end) {
         Transport::none(Kind::Truncated)
@@ -164,7 +170,7 @@ pub fn parse<F: Family, P: Frame>(frame: &P) -> Packet<F> {
         // The frame may be padded, so its length says nothing about the packet's, but for one over 64 KiB.
         let room = match fields.len {
             0 if frame.len() > u32::from(u16::MAX) => BEYOND,
-            len => u32::from(len),
+            len => u32::from(len).saturating_sub((start::<F, P>() - ETHERNET - F::HEADER_LEN) as u32),
         };
         transport::<F, P>(frame, fields.proto, room)
     };
@@ -177,9 +183,27 @@ pub fn parse<F: Family, P: Frame>(frame: &P) -> Packet<F> {
 /// The flow of a packet that [`parse`] found to have ports; meaningless for any other.
 #[inline(always)]
 pub fn key<F: Family, P: Frame>(frame: &P) -> Option<FlowKey<F::Addr>> {
-    let fields = F::fields(&F::header(frame, ETHERNET)?);
-    let [ports] = frame.words(ETHERNET + F::HEADER_LEN)?;
+    let fields = fields::<F, P>(frame, &F::header(frame, ETHERNET)?);
+    let [ports] = frame.words(start::<F, P>())?;
     Some(FlowKey { src: fields.src, dst: fields.dst, ports, proto: u32::from(fields.proto) })
+}
+
+/// Where the transport header begins.
+#[inline(always)]
+const fn start<F: Family, P: Frame>() -> usize {
+    ETHERNET + F::HEADER_LEN + if P::FIRST_PIECE { F::FRAGMENT_HEADER } else { 0 }
+}
+
+/// The IP header's fields; of a first piece, as those of the whole packet would be, but for the length.
+#[inline(always)]
+fn fields<F: Family, P: Frame>(frame: &P, header: &F::Header) -> Fields<F::Addr> {
+    let fields = F::fields(header);
+    if P::FIRST_PIECE
+        && let Some(said) = F::fragmented(frame, header)
+    {
+        return Fields { proto: said.proto, kind: Kind::Protocol, ..fields };
+    }
+    fields
 }
 
 /// What the transport header says.
@@ -197,10 +221,10 @@ impl Transport {
     }
 }
 
-/// Reads the transport header; `room` is how many bytes follow the IP header.
+/// Reads the transport header; `room` is how many bytes there are from it on.
 #[inline(always)]
 fn transport<F: Family, P: Frame>(frame: &P, proto: u8, room: u32) -> Transport {
-    let at = ETHERNET + F::HEADER_LEN;
+    let at = start::<F, P>();
     if proto == proto::TCP {
         return match frame.words(at) {
             Some(words) if room >= 20 => segment(words, room),
@@ -214,7 +238,11 @@ fn transport<F: Family, P: Frame>(frame: &P, proto: u8, room: u32) -> Transport 
     if room < 8 {
         return Transport::none(Kind::Truncated);
     }
-    if proto == proto::UDP { datagram(first, second, room) } else { Transport::none(icmp_kind::<F>(first)) }
+    if proto == proto::UDP {
+        datagram::<P>(first, second, room)
+    } else {
+        Transport::none(icmp_kind::<F>(first))
+    }
 }
 
 #[inline(always)]
@@ -230,11 +258,13 @@ fn segment([ports, seq, ack, control, _]: [u32; 5], room: u32) -> Transport {
 }
 
 #[inline(always)]
-fn datagram(ports: u32, length: u32, room: u32) -> Transport {
+fn datagram<P: Frame>(ports: u32, length: u32, room: u32) -> Transport {
     let claimed = u32::from_be(length) >> 16;
     // A length of 0 is a jumbogram's (RFC 2675) or that of a packet the kernel will still cut in pieces.
     let unsaid = claimed == 0 && room == BEYOND;
-    if !unsaid && (claimed < 8 || claimed > room) {
+    // The length of the whole is not in its first piece.
+    let beyond = !P::FIRST_PIECE && claimed > room;
+    if !unsaid && (claimed < 8 || beyond) {
         return Transport::none(Kind::Malformed);
     }
     Transport { ports, ..Transport::none(Kind::Udp) }

@@ -2,11 +2,13 @@
 
 use portolan_abi::Words;
 
-use super::{Fields, Kind};
+use super::{Fields, Fragmented, Kind};
 use crate::checksum;
 
 /// More fragments, or an offset.
 const FRAGMENT: u32 = 0x3fff;
+/// The offset alone.
+const OFFSET: u32 = 0x1fff;
 /// Do not fragment.
 const DONT_FRAGMENT: u32 = 0x4000;
 /// Time to live of packets that we send (RFC 1700's recommended default).
@@ -23,10 +25,11 @@ pub fn fields(header: &[u32; 5]) -> Fields<Words<1>> {
     // A total of zero: a packet over 64 KiB that the kernel will still cut in pieces ("BIG TCP").
     let kind = if first >> 28 != 4 || words < 5 || (total != 0 && total < words * 4) {
         Kind::Malformed
+    } else if words > 5 {
+        // Of a piece as well: where its ports are depends on them.
+        Kind::Options
     } else if u32::from_be(second) & FRAGMENT != 0 {
         Kind::Fragment
-    } else if words > 5 {
-        Kind::Options
     } else {
         Kind::Protocol
     };
@@ -39,6 +42,15 @@ pub fn fields(header: &[u32; 5]) -> Fields<Words<1>> {
         len: total.saturating_sub(20) as u16,
         kind,
     }
+}
+
+/// What a piece says of its packet.
+#[inline(always)]
+#[must_use]
+pub fn fragmented(header: &[u32; 5]) -> Fragmented {
+    let [_, second, third, ..] = *header;
+    let second = u32::from_be(second);
+    Fragmented { id: second >> 16, proto: (u32::from_be(third) >> 16) as u8, first: second & OFFSET == 0 }
 }
 
 /// Other addresses and time to live; the header checksum by difference, so that a wrong one stays wrong.

@@ -2,7 +2,7 @@
 
 use portolan_abi::Words;
 
-use super::{Fields, Kind};
+use super::{Fields, Fragmented, Kind};
 
 /// Hop limit of packets that we send.
 const HOP_LIMIT: u32 = 64;
@@ -35,6 +35,14 @@ pub fn fields(header: &[u32; 10]) -> Fields<Words<4>> {
         len: (second >> 16) as u16,
         kind,
     }
+}
+
+/// What a piece says of its packet, by its fragment header (RFC 8200 4.5).
+#[inline(always)]
+#[must_use]
+pub fn fragmented([first, id]: [u32; 2]) -> Fragmented {
+    let first = u32::from_be(first);
+    Fragmented { id, proto: (first >> 24) as u8, first: first & 0xfff8 == 0 }
 }
 
 /// Other addresses and hop limit.

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aya::maps::MapData;
 use portolan_abi::{
-    Affinity, AffinityKey, Backend, Endpoint, Flow, FlowKey, Frontend, FrontendKey, SourceKey, Words,
+    Affinity, AffinityKey, Backend, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
+    SourceKey, Words,
 };
 use portolan_core::{Family, V4, V6};
 
@@ -63,6 +64,8 @@ pub struct FamilyTables<F: NodeFamily> {
     pub sources: Hash<SourceKey<F::Addr>, u32>,
     /// Backends that clients of services with session affinity had last.
     pub affinity: Hash<AffinityKey<F::Addr>, Affinity>,
+    /// Packets that were cut.
+    pub fragments: Hash<FragmentKey<F::Addr>, Fragment<F::Addr>>,
     /// Flows.
     pub flows: Hash<FlowKey<F::Addr>, Flow<F::Addr>>,
 }
@@ -70,7 +73,7 @@ pub struct FamilyTables<F: NodeFamily> {
 impl<F: NodeFamily> FamilyTables<F> {
     pub(super) fn from(get: &dyn Fn(&str) -> Result<MapData, MapError>) -> Result<Self, MapError> {
         let name = |table: &str| format!("{table}_{}", F::SUFFIX);
-        let [frontends, backends, endpoints, sources, affinity, flows] =
+        let [frontends, backends, endpoints, sources, affinity, fragments, flows] =
             super::name::PER_FAMILY.map(|table| (name(table), get(&name(table))));
         Ok(Self {
             frontends: Hash::new(&frontends.0, frontends.1?)?,
@@ -78,6 +81,7 @@ impl<F: NodeFamily> FamilyTables<F> {
             endpoints: Hash::new(&endpoints.0, endpoints.1?)?,
             sources: Hash::new(&sources.0, sources.1?)?,
             affinity: Hash::new(&affinity.0, affinity.1?)?,
+            fragments: Hash::new(&fragments.0, fragments.1?)?,
             flows: Hash::new(&flows.0, flows.1?)?,
         })
     }

@@ -33,12 +33,15 @@ pub mod name {
     pub const SOCKET_PEER: &str = "SOCKET_PEER";
     /// What an unconnected UDP socket remembers.
     pub const SOCKET_PEERS: &str = "SOCKET_PEERS";
+    /// Pieces of packets that wait for the first one.
+    pub const EARLY: &str = "EARLY";
     /// Of every family, with `_V4` or `_V6` behind it.
-    pub const PER_FAMILY: [&str; 6] = ["FRONTENDS", "BACKENDS", "ENDPOINTS", "SOURCES", "AFFINITY", "FLOWS"];
+    pub const PER_FAMILY: [&str; 7] =
+        ["FRONTENDS", "BACKENDS", "ENDPOINTS", "SOURCES", "AFFINITY", "FRAGMENTS", "FLOWS"];
 
     /// All names.
     pub fn all() -> impl Iterator<Item = String> {
-        let single = [CONFIG, COUNTERS, SERVICES, SLAB, TRACE, EVENTS, SOCKET_PEER, SOCKET_PEERS];
+        let single = [CONFIG, COUNTERS, SERVICES, SLAB, TRACE, EVENTS, SOCKET_PEER, SOCKET_PEERS, EARLY];
         let single = single.into_iter().map(str::to_owned);
         let family = PER_FAMILY.into_iter().flat_map(|name| ["V4", "V6"].map(|v| format!("{name}_{v}")));
         single.chain(family)

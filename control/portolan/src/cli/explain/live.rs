@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use portolan_abi::{
-    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Service,
-    SourceKey,
+    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Frontend,
+    FrontendKey, Service, SourceKey,
 };
 use portolan_node::maps::NodeFamily;
 use portolan_node::{FamilyTables, Tables};
@@ -155,6 +155,13 @@ impl<F: NodeFamily> portolan_core::Tables<F> for Recorder<'_, F> {
         self.looks.borrow_mut().push(Look::Write(*key, *flow));
         true
     }
+
+    fn fragment(&self, _key: &FragmentKey<F::Addr>) -> Option<Fragment<F::Addr>> {
+        // What is asked about is a whole packet.
+        None
+    }
+
+    fn keep(&self, _key: &FragmentKey<F::Addr>, _fragment: &Fragment<F::Addr>) {}
 
     fn picked(&self, _service: u32, _backend: u32) {}
 }

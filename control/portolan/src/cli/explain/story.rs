@@ -205,6 +205,7 @@ impl Story<'_> {
                 format!("rejected: {answer} is sent {}", self.exit(exit))
             }
             Verdict::Drop(_) => "dropped".to_owned(),
+            Verdict::Wait | Verdict::Release => "put off until all fragments are there".to_owned(),
             Verdict::Encapsulate(exit) => {
                 let to = looks.iter().rev().find_map(|look| match look {
                     Look::Flow(_, Some(flow)) | Look::Write(_, flow) => Some(F::ip(flow.dst)),
