@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, HashMap, MapData, ProgramArray};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use portolan_abi::counter;
+use portolan_abi::{Flow, FlowKey, counter};
 use portolan_node::{Object, Sizes, Tables};
 use portolan_tests::packet::family::Tested;
 use portolan_tests::packet::script::Place;
@@ -23,6 +23,8 @@ const CONTEXT: usize = 192;
 const CONTEXT_IFINDEX: usize = 40;
 /// Length of the Ethernet header.
 const ETHERNET: usize = 14;
+/// `TC_ACT_REDIRECT`.
+const REDIRECT: u32 = 7;
 
 /// Which port of a packet is another one in each flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +132,8 @@ pub(crate) enum Target {
     Node(&'static str),
     /// A program that does nothing.
     Empty,
+    /// A program that does the least for a packet of a flow in the table.
+    Bare,
 }
 
 /// Nanoseconds of what every program is made of.
@@ -158,7 +162,7 @@ impl Replay {
         let node = Object::load(None, Sizes::default())?;
         let tables = node.tables()?;
         let mut bench = EbpfLoader::new().load(OBJECT).context("loading the bench's programs")?;
-        for name in ["replay_v4", "replay_v6", "empty", "calls", "lookups"] {
+        for name in ["replay_v4", "replay_v6", "empty", "bare_v4", "bare_v6", "calls", "lookups"] {
             classifier(&mut bench, name)?.load().with_context(|| format!("loading program {name}"))?;
         }
         let control = bench.take_map("CONTROL").context("the bench's object has no CONTROL")?.try_into()?;
@@ -193,10 +197,8 @@ impl Replay {
         let before = self.delivered()?;
         match target {
             Target::Node(name) => self.target.set(0, self.node.classifier(name)?.fd()?, 0)?,
-            Target::Empty => {
-                let empty = classifier(&mut self.bench, "empty")?.fd()?;
-                self.target.set(0, empty, 0)?;
-            }
+            Target::Empty => self.aim("empty")?,
+            Target::Bare => self.aim(if stream.is_v4() { "bare_v4" } else { "bare_v6" })?,
         }
         self.control.set(0, words(&stream.control(order)), 0)?;
         let mut context = [0u8; CONTEXT];
@@ -208,9 +210,31 @@ impl Replay {
         let replay = if stream.is_v4() { "replay_v4" } else { "replay_v6" };
         let result = classifier(&mut self.bench, replay)?.test_run(options)?;
         let delivered = self.delivered()? - before;
-        let expected = if target == Target::Empty { 0 } else { u64::from(count) };
+        let expected = if let Target::Node(_) = target { u64::from(count) } else { 0 };
+        let returned = if target == Target::Empty { u32::MAX } else { REDIRECT };
+        ensure!(result.return_value == returned, "the last packet through {target:?}: {result:?}");
         ensure!(delivered == expected, "{delivered} of {count} packets delivered by {target:?}: {result:?}");
         Ok(result.duration.as_nanos() as f64)
+    }
+
+    fn aim(&mut self, name: &str) -> Result<()> {
+        let program = classifier(&mut self.bench, name)?.fd()?;
+        Ok(self.target.set(0, program, 0)?)
+    }
+
+    /// Gives the bare program the flows that the node has.
+    pub(crate) fn copy_flows<F: Tested>(&mut self) -> Result<()>
+    where
+        FlowKey<F::Addr>: aya::Pod,
+        Flow<F::Addr>: aya::Pod,
+    {
+        let name = format!("BARE_{}", F::SUFFIX);
+        let map = self.bench.map_mut(&name).with_context(|| format!("the bench's object has no {name}"))?;
+        let mut bare = HashMap::<_, FlowKey<F::Addr>, Flow<F::Addr>>::try_from(map)?;
+        for (key, flow) in F::tables(&self.tables).flows.dump()? {
+            bare.insert(key, flow, 0)?;
+        }
+        Ok(())
     }
 
     /// What the machine itself costs.
