@@ -8,9 +8,14 @@
 )]
 
 mod apply;
+mod flows;
 mod frame;
 mod held;
 mod maps;
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "what is handed over by value is copied to the stack, which has no room for it"
+)]
 mod pieces;
 mod run;
 mod socket;

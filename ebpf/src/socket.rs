@@ -207,7 +207,7 @@ fn choose<F: Field>(
 ) -> Option<Chosen<F::Addr>> {
     // SAFETY: the helper has no precondition.
     let hash = unsafe { bpf_get_prandom_u32() };
-    backend::<F, _>(asked, is_of_host(ctx), last, hash, &Maps::without_packet())
+    backend::<F, _>(asked, is_of_host(ctx), last, hash, &Maps::<false>::without_packet())
 }
 
 /// The slot of an address that was asked for, or the first free one; the number of slots, if there is neither.

@@ -14,7 +14,7 @@ mod socket;
 mod trace;
 
 pub use config::Config;
-pub use flow::{Flow, FlowKey, exit, state};
+pub use flow::{BEAT, FLOW_WAYS, Flow, FlowBucket, FlowHash, FlowKey, FlowSlot, exit, flow_tag, state};
 pub use fragment::{EARLY_BYTES, EARLY_PIECES, Early, EarlyKey, Fragment, FragmentKey, fate};
 pub use service::{
     Affinity, AffinityKey, Backend, Endpoint, Frontend, FrontendKey, Ring, SLAB_LINE, Service, SlabLine,
@@ -24,7 +24,7 @@ pub use socket::{Held, MAPPED, PEERS, Peer, Peers};
 pub use trace::{Event, SHOWN_WORDS, Trace, trace_flag};
 
 /// Version of every layout in this crate.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// MAC address of the host's side of every pod interface and of the service device: `02:70:6f:72:74:6c`.
 ///
