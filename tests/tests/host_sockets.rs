@@ -185,7 +185,7 @@ mod both {
         tables.change(&world);
         assert_ne!(ask(&tables, to, false, moved, u32::MAX).map(|it| F::ip(it.addr)), Some(site.remote));
         // Too long to be searched at every datagram.
-        world.services[0].cluster = vec![0; 129];
+        world.services[0].cluster = vec![0; 33];
         tables.change(&world);
         assert_eq!(ask(&tables, to, false, moved, 0), moved);
     }

@@ -38,7 +38,7 @@ pub struct Asker {
 
 /// Places of a ring that are searched for a backend that is not where it was. A longer ring's socket keeps a backend that
 /// is served at all: a search at every datagram would cost more than the packets' translation.
-const SEARCHED: u32 = 128;
+const SEARCHED: u32 = 32;
 
 /// The backend for a socket that asks for `asked`; `None`: leave the address alone.
 ///
