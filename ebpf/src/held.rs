@@ -1,19 +1,21 @@
-//! A list of all sockets that were connected to a backend, in whatever network namespace. For user space to read:
+//! A list of the UDP sockets of a network namespace that were connected to a backend. For user space to read:
 //! sock_diag tells of what is stored on TCP sockets only.
 
 use core::ffi::c_void;
+use core::ptr::null_mut;
 
 use aya_ebpf::bindings::seq_file;
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_seq_write};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_seq_write, bpf_sk_storage_get};
 use portolan_abi::{Held, Peer};
 
-/// `struct bpf_iter__bpf_sk_storage_map`.
+use crate::socket::SOCKET_PEER;
+
+/// `struct bpf_iter__udp`. There is an iterator over the storage itself (`bpf_sk_storage_map`), but kernels refuse it
+/// that have this one.
 #[repr(C)]
 pub struct Context {
     meta: *const Meta,
-    map: *mut c_void,
     sk: *mut c_void,
-    value: *const Peer,
 }
 
 /// Beginning of `struct bpf_iter_meta`.
@@ -27,11 +29,16 @@ struct Meta {
 pub fn write(ctx: *const Context) {
     // SAFETY: the kernel makes the context; what may be missing is looked at before it is used.
     unsafe {
-        let (sk, value, seq) = ((*ctx).sk, (*ctx).value, (*(*ctx).meta).seq);
-        if sk.is_null() || value.is_null() {
+        let (sk, seq) = ((*ctx).sk, (*(*ctx).meta).seq);
+        if sk.is_null() {
             return;
         }
-        let held = Held { cookie: bpf_get_socket_cookie(sk), peer: *value, zero: 0 };
+        let map = (&raw const SOCKET_PEER).cast_mut().cast();
+        let peer = bpf_sk_storage_get(map, sk, null_mut(), 0).cast::<Peer>();
+        if peer.is_null() || (*peer).chosen_port == 0 {
+            return;
+        }
+        let held = Held { cookie: bpf_get_socket_cookie(sk), peer: *peer };
         // What the buffer has no room for is written in a further round.
         bpf_seq_write(seq, (&raw const held).cast(), size_of::<Held>() as u32);
     }

@@ -119,9 +119,9 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     socket::GO_ON
 }
 
-/// Which sockets have a backend.
+/// Which UDP sockets have a backend.
 #[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+#[unsafe(link_section = "iter/udp")]
 pub fn held_sockets(ctx: *mut held::Context) -> i32 {
     held::write(ctx);
     0

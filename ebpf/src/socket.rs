@@ -6,12 +6,12 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::btf_maps::{Array, SkStorage};
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use portolan_abi::{FrontendKey, PEERS, Peer, Peers, Words};
-use portolan_core::socket::{Chosen, Remembered, backend, recall, remember};
-use portolan_core::{V4, V6};
+use portolan_core::socket::{Asker, Chosen, Remembered, backend, recall, remember};
+use portolan_core::{Address, V4, V6};
 
 use crate::tables::{Maps, Route};
 
@@ -24,7 +24,7 @@ const UDP: u32 = 17;
 
 /// The peer of a socket that was connected to a service.
 #[btf_map]
-static SOCKET_PEER: SkStorage<Peer> = SkStorage::new();
+pub static SOCKET_PEER: SkStorage<Peer> = SkStorage::new();
 /// Services that an unconnected UDP socket has sent to.
 #[btf_map]
 static SOCKET_PEERS: SkStorage<Peers> = SkStorage::new();
@@ -36,6 +36,8 @@ static HOST_NETNS: Array<u64, 1> = Array::new();
 pub trait Field: Route + Remembered {
     /// The address and port of the system call.
     fn read(ctx: *const bpf_sock_addr) -> (Self::Addr, u16);
+    /// The address that the socket is bound to.
+    fn source(ctx: *const bpf_sock_addr) -> Self::Addr;
     /// Replaces them. IPv6's hooks see IPv4 addresses as mapped ones.
     fn write(ctx: *mut bpf_sock_addr, wide: Words<4>, port: u16);
 }
@@ -50,6 +52,12 @@ impl Field for V4 {
                 read_volatile(&raw const (*ctx).user_port) as u16,
             )
         }
+    }
+
+    #[inline(always)]
+    fn source(ctx: *const bpf_sock_addr) -> Words<1> {
+        // SAFETY: as in `read`; the socket lives as long.
+        unsafe { Words([read_volatile(&raw const (*(*ctx).__bindgen_anon_1.sk).src_ip4)]) }
     }
 
     #[inline(always)]
@@ -74,6 +82,20 @@ impl Field for V6 {
                 read_volatile(&raw const (*ctx).user_ip6[3]),
             ]);
             (addr, read_volatile(&raw const (*ctx).user_port) as u16)
+        }
+    }
+
+    #[inline(always)]
+    fn source(ctx: *const bpf_sock_addr) -> Words<4> {
+        // SAFETY: as for IPv4.
+        unsafe {
+            let sk = (*ctx).__bindgen_anon_1.sk;
+            Words([
+                read_volatile(&raw const (*sk).src_ip6[0]),
+                read_volatile(&raw const (*sk).src_ip6[1]),
+                read_volatile(&raw const (*sk).src_ip6[2]),
+                read_volatile(&raw const (*sk).src_ip6[3]),
+            ])
         }
     }
 
@@ -110,9 +132,14 @@ pub fn connect6(ctx: &SockAddrContext) {
 #[inline(always)]
 fn connect<F: Field, Hook: Field>(ctx: &SockAddrContext, (addr, port): (F::Addr, u16)) {
     let Some(proto) = protocol(ctx) else { return };
+    forget(ctx);
     // Two connections from one port to two services may meet at one backend. Packets of the second one are given
     // another port; the kernel would refuse the system call.
-    if u32::from(proto) == TCP && is_bound(ctx) {
+    // Nobody would translate packets to a loopback address, so there the kernel may.
+    if u32::from(proto) == TCP && is_bound(ctx) && !addr.is_loopback() {
+        return;
+    }
+    if has_loopback::<Hook>(ctx) {
         return;
     }
     let asked = FrontendKey { addr, port, proto, zero: 0 };
@@ -129,9 +156,23 @@ fn connect<F: Field, Hook: Field>(ctx: &SockAddrContext, (addr, port): (F::Addr,
     Hook::write(ctx.sock_addr, peer.chosen, peer.chosen_port);
 }
 
+/// The socket is connected anew: what it asked before is over.
+#[inline(always)]
+fn forget(ctx: &SockAddrContext) {
+    // SAFETY: the socket is that of the context.
+    let peer = unsafe { SOCKET_PEER.get_ptr_mut(ctx) };
+    if !peer.is_null() {
+        // SAFETY: the storage lives as long as the socket, which is locked.
+        unsafe { (*peer).chosen_port = 0 };
+    }
+}
+
 /// A datagram with a destination of its own.
 #[inline(always)]
 pub fn send<F: Field>(ctx: &SockAddrContext) {
+    if has_loopback::<F>(ctx) {
+        return;
+    }
     let (addr, port) = F::read(ctx.sock_addr);
     let asked = FrontendKey { addr, port, proto: UDP as u8, zero: 0 };
     // SAFETY: as in `connect`.
@@ -205,9 +246,10 @@ fn choose<F: Field>(
     asked: &FrontendKey<F::Addr>,
     last: Option<Chosen<F::Addr>>,
 ) -> Option<Chosen<F::Addr>> {
-    // SAFETY: the helper has no precondition.
-    let hash = unsafe { bpf_get_prandom_u32() };
-    backend::<F, _>(asked, is_of_host(ctx), last, hash, &Maps::<false>::without_packet())
+    // SAFETY: the helpers have no precondition.
+    let (hash, time) = unsafe { (bpf_get_prandom_u32(), bpf_ktime_get_coarse_ns()) };
+    let asker = Asker { of_host: is_of_host(ctx), hash, now: (time >> 30) as u32 };
+    backend::<F, _>(asked, asker, last, &Maps::<false>::without_packet())
 }
 
 /// The slot of an address that was asked for, or the first free one; the number of slots, if there is neither.
@@ -263,6 +305,14 @@ fn protocol(ctx: &SockAddrContext) -> Option<u8> {
 fn is_bound(ctx: &SockAddrContext) -> bool {
     // SAFETY: the context and its socket are valid for the whole run.
     unsafe { read_volatile(&raw const (*(*ctx.sock_addr).__bindgen_anon_1.sk).src_port) != 0 }
+}
+
+/// Whether the socket is bound to a loopback address, with which nothing leaves the namespace: a backend elsewhere
+/// would never get it, and the application would wait instead of being refused.
+#[inline(always)]
+fn has_loopback<Hook: Field>(ctx: &SockAddrContext) -> bool {
+    let source = Hook::source(ctx.sock_addr);
+    source.is_loopback() || mapped(Hook::wide(source)).is_some_and(Address::is_loopback)
 }
 
 #[inline(always)]

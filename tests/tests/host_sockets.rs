@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use portolan_abi::{FrontendKey, PEERS, backend_flag, frontend_flag, service_flag};
-use portolan_core::socket::{Chosen, Remembered, backend, is_v4, recall, remember};
+use portolan_core::socket::{Asker, Chosen, Remembered, backend, is_v4, recall, remember};
 use portolan_core::{V4, V6};
 use portolan_node::maps::NodeFamily;
 use portolan_tests::packet::build::{Socket, proto};
@@ -31,7 +31,9 @@ in_both_families! {
     a_public_address_leads_inside_clients_to_all_backends
     an_internally_local_service_leads_to_the_nodes_own_backends
     a_node_port_is_at_the_nodes_addresses_and_at_the_hosts_loopback
+    the_hosts_loopback_has_session_affinity
     a_socket_keeps_its_backend_while_it_is_served
+    a_socket_keeps_its_backend_only_while_its_own_service_has_it
     a_memory_gives_back_what_was_put_in
 }
 
@@ -43,7 +45,7 @@ fn key<F: NodeFamily>(to: Socket, proto: u8) -> FrontendKey<F::Addr> {
 type Got<F> = Option<Chosen<<F as portolan_core::Family>::Addr>>;
 
 fn ask<F: NodeFamily>(tables: &Memory<F>, to: Socket, of_host: bool, last: Got<F>, hash: u32) -> Got<F> {
-    backend::<F, _>(&key::<F>(to, proto::TCP), of_host, last, hash, tables)
+    backend::<F, _>(&key::<F>(to, proto::TCP), Asker { of_host, hash, now: 100 }, last, tables)
 }
 
 /// Where a socket is led to.
@@ -147,6 +149,45 @@ mod both {
         world.backends[0] = BackendAt { flags: 0, port: 8080, ..world.backends[0] };
         tables.change(&world);
         assert_ne!(ask(&tables, to, false, first, u32::MAX), first);
+    }
+
+    pub(super) fn the_hosts_loopback_has_session_affinity<F: NodeFamily>(site: &Site) {
+        let mut world = site.serving_outside(&[(site.remote, 8080), (site.b.addr, 8080)]);
+        world.services[0].affinity = 60;
+        let tables = Memory::<F>::new(&world);
+        assert_eq!(
+            ask(&tables, (site.node, 30_443), true, None, 0),
+            None,
+            "only packets tell who the client is"
+        );
+        let to = (site.loopback, 30_443);
+        let first = ask(&tables, to, true, None, 0).map(|chosen| chosen.addr);
+        assert!(first.is_some());
+        assert_eq!(ask(&tables, to, true, None, u32::MAX).map(|chosen| chosen.addr), first);
+        // A minute is 56 ticks.
+        tables.affinity.borrow_mut().values_mut().for_each(|memory| memory.seen -= 60);
+        assert_ne!(ask(&tables, to, true, None, u32::MAX).map(|chosen| chosen.addr), first, "it is over");
+    }
+
+    pub(super) fn a_socket_keeps_its_backend_only_while_its_own_service_has_it<F: NodeFamily>(site: &Site) {
+        let all = [(site.a.addr, 8080), (site.b.addr, 8080), (site.remote, 8080)];
+        let mut world = site.serving(&all);
+        let mut tables = Memory::<F>::new(&world);
+        let to = (site.vip, 80);
+        let last = ask(&tables, to, false, None, u32::MAX);
+        assert_eq!(last.map(|last| (F::ip(last.addr), last.place)), Some((site.remote, 2)));
+        // The record stays in use, as if by another service.
+        world.services[0].cluster = vec![1, 2];
+        tables.change(&world);
+        let moved = ask(&tables, to, false, last, 0);
+        assert_eq!(moved.map(|last| (F::ip(last.addr), last.place)), Some((site.remote, 1)), "found again");
+        world.services[0].cluster = vec![0, 1];
+        tables.change(&world);
+        assert_ne!(ask(&tables, to, false, moved, u32::MAX).map(|it| F::ip(it.addr)), Some(site.remote));
+        // Too long to be searched at every datagram.
+        world.services[0].cluster = vec![0; 33];
+        tables.change(&world);
+        assert_eq!(ask(&tables, to, false, moved, 0), moved);
     }
 
     pub(super) fn a_memory_gives_back_what_was_put_in<F: NodeFamily + Remembered>(site: &Site) {

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use portolan_tests::lab::{
-    Agent, AgentOptions, Backend, Capture, Condition, LongLived, NODE_PORT, Netns, Shop, cluster_address,
-    get, node_address, poll, public_address, run, service, udp_ask,
+    Agent, AgentOptions, Backend, Capture, Condition, Endpoint, LongLived, NODE_PORT, Netns, Shop,
+    cluster_address, get, get_bound, node_address, object, poll, public_address, run, service, slice,
+    udp_ask,
 };
 
 const FAMILIES: [bool; 2] = [false, true];
@@ -238,6 +239,126 @@ fn a_connected_udp_socket_ends_with_its_backend_and_others_do_not() -> Result<()
     Ok(())
 }
 
+/// A UDP socket that was given this backend.
+fn udp_connected_to(netns: &Netns, to: SocketAddr, backend: &str) -> Result<UdpSocket> {
+    for _ in 0..100 {
+        let socket = udp_connected(netns, to)?;
+        if ask(&socket)? == backend {
+            return Ok(socket);
+        }
+    }
+    bail!("{backend} answers none of a hundred sockets at {to}")
+}
+
+fn is_told(socket: &UdpSocket) -> Result<()> {
+    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let told = answer(socket).map_err(|error| error.kind());
+    assert_eq!(told, Err(ErrorKind::ConnectionAborted), "the socket is ended");
+    Ok(())
+}
+
+#[test]
+fn a_socket_that_is_connected_elsewhere_afterwards_forgets_the_service() -> Result<()> {
+    let shop = open(&[0, 1])?;
+    let client = &shop.client.netns;
+    let direct = |index: usize, v6| SocketAddr::new(shop.backends[index].pod.address(v6), 9000);
+    for v6 in FAMILIES {
+        for to in BTreeSet::from([cluster_address(v6), mapped(cluster_address(v6))]) {
+            let like = |addr: SocketAddr| if to.is_ipv6() { mapped(addr) } else { addr };
+            let same = udp_connected_to(client, to, "b0")?;
+            let other = udp_connected_to(client, to, "b0")?;
+            reconnect(client, &same, like(direct(0, v6)))?;
+            reconnect(client, &other, like(direct(1, v6)))?;
+            for (socket, index, name) in [(&same, 0, "b0"), (&other, 1, "b1")] {
+                assert_eq!(socket.peer_addr()?, like(direct(index, v6)), "the peer that was asked for last");
+                socket.send(b"ping")?;
+                assert_eq!(answer(socket)?, (name.to_owned(), like(direct(index, v6))));
+            }
+            let balanced = udp_connected_to(client, to, "b0")?;
+            shop.publish(|index| (index != 0).then_some(Condition::Ready))?;
+            is_told(&balanced)?;
+            assert_eq!(ask(&other)?, "b1", "a socket that went elsewhere");
+            assert_eq!(ask(&same)?, "b0", "a socket that went to the backend itself");
+            shop.publish(|_| Some(Condition::Ready))?;
+            shop.wait_for_backends(2)?;
+        }
+    }
+    Ok(())
+}
+
+/// Publishes a second service over UDP with the shop's backends; its address.
+fn second_service(shop: &Shop, v6: bool) -> Result<SocketAddr> {
+    let addr = if v6 { "fd00:10:96::11" } else { "10.96.0.11" };
+    let family = if v6 { "IPv6" } else { "IPv4" };
+    let spec = format!(
+        "clusterIP: \"{addr}\", ipFamilies: [{family}], ports: [{{name: echo, port: 80, protocol: UDP}}]"
+    );
+    let endpoints: Vec<Endpoint> = (shop.backends.iter())
+        .map(|backend| Endpoint::new(backend.pod.address(v6), backend.node, "conditions: {ready: true}"))
+        .collect();
+    let slice = slice("second", "second", "{name: echo, port: 9000, protocol: UDP}", &endpoints);
+    shop.cluster.write("second.yaml", &(object("second", "", &spec) + &slice))?;
+    shop.settle()?;
+    Ok(SocketAddr::new(addr.parse()?, 80))
+}
+
+#[test]
+fn a_backend_that_leaves_one_service_loses_its_sockets_though_another_service_has_it() -> Result<()> {
+    for v6 in FAMILIES {
+        let shop = open(&[0, 1])?;
+        let (client, to, second) = (&shop.client.netns, cluster_address(v6), second_service(&shop, v6)?);
+        let waiting = udp_connected_to(client, to, "b0")?;
+        let stays = udp_connected_to(client, second, "b0")?;
+        let free = loop {
+            let socket = udp(client, to)?;
+            socket.send_to(b"ping", to)?;
+            if answer(&socket)?.0 == "b0" {
+                break socket;
+            }
+        };
+        shop.publish(|index| (index != 0).then_some(Condition::Ready))?;
+        is_told(&waiting)?;
+        free.send_to(b"ping", to)?;
+        assert_eq!(answer(&free)?.0, "b1", "an unconnected socket");
+        assert_eq!(ask(&stays)?, "b0", "a socket of the service that has it still");
+        shop.publish(|_| Some(Condition::Ready))?;
+        shop.wait_for_backends(2)?;
+        let stays_too = udp_connected_to(client, to, "b0")?;
+        shop.cluster.write("second.yaml", "")?;
+        is_told(&stays)?;
+        assert_eq!(ask(&stays_too)?, "b0", "a socket of the service that was not deleted");
+    }
+    Ok(())
+}
+
+#[test]
+fn node_ports_on_loopback_serve_bound_sockets_and_affinity_and_refuse_loopback_sources() -> Result<()> {
+    let shop = open(&[0, 1, 1])?;
+    let node = &shop.cluster.nodes[0].netns;
+    let loopback =
+        |v6| -> IpAddr { if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() } };
+    for v6 in FAMILIES {
+        let to = SocketAddr::new(loopback(v6), NODE_PORT);
+        get_bound(node, to).with_context(|| format!("TCP from a port of its own to {to}"))?;
+        udp_ask(node, to).with_context(|| format!("UDP from a port of its own to {to}"))?;
+        // With that source nothing leaves the node: refused at once, instead of silence.
+        let bound = node.enter(move || -> Result<UdpSocket> {
+            let socket = UdpSocket::bind((to.ip(), 0))?;
+            socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+            socket.connect(to)?;
+            Ok(socket)
+        })??;
+        assert_eq!(ask(&bound).map_err(|error| error.kind()), Err(ErrorKind::ConnectionRefused), "{to}");
+    }
+    change(&shop, "  sessionAffinity: ClientIP\n")?;
+    for v6 in FAMILIES {
+        let to = SocketAddr::new(loopback(v6), NODE_PORT);
+        let met: BTreeSet<String> = (0..12).map(|_| Ok(get(node, to)?.0)).collect::<Result<_>>()?;
+        assert_eq!(met.len(), 1, "{to}: {met:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn an_unconnected_socket_follows_the_set() -> Result<()> {
     let shop = open(&[0, 1])?;
@@ -304,6 +425,10 @@ fn links_outlive_a_killed_agent_and_go_with_the_option_and_with_uninstalling() -
     assert!(status(&shop)?.contains("left alone"), "{}", status(&shop)?);
     let packets = captured(&shop, &[&format!("{}.80 >", to.ip())], || get(&shop.client.netns, to).map(drop))?;
     assert!(names(&packets, to), "{packets:#?}");
+    for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+        let refused = shop.cluster.nodes[0].netns.enter(move || TcpStream::connect((loopback, NODE_PORT)))?;
+        assert_eq!(refused.map_err(|error| error.kind()).err(), Some(ErrorKind::ConnectionRefused));
+    }
     let tally = open.finish();
     assert!(tally.failures.is_empty(), "{:?}", tally.failures);
     shop.agents[1].uninstall()?;

@@ -56,7 +56,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Suites that run a second time with every agent balancing sockets: services must not differ.
-const WITH_SOCKETS: [&str; 2] = ["net_services", "net_policies"];
+const WITH_SOCKETS: [&str; 8] = [
+    "net_endpoints",
+    "net_lifecycle",
+    "net_matrix",
+    "net_policies",
+    "net_service_kinds",
+    "net_services",
+    "net_system",
+    "net_udp",
+];
 
 fn with_sockets(options: &Options) -> Result<()> {
     Cmd::cargo("test --workspace --no-fail-fast")

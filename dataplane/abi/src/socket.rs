@@ -19,6 +19,8 @@ pub struct Peer {
     pub service: u32,
     /// Index of the backend in the table of its own family.
     pub backend: u32,
+    /// Where in the service's ring it was found.
+    pub place: u32,
 }
 
 impl Peer {
@@ -30,6 +32,7 @@ impl Peer {
         chosen_port: 0,
         service: 0,
         backend: 0,
+        place: 0,
     };
 }
 
@@ -48,7 +51,7 @@ pub struct Peers {
     pub left: u32,
 }
 
-/// A connected socket, as user space reads them one after the other.
+/// A connected UDP socket, as user space reads them one after the other.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
@@ -56,14 +59,12 @@ pub struct Held {
     pub cookie: u64,
     /// What it remembers.
     pub peer: Peer,
-    /// Always zero.
-    pub zero: u32,
 }
 
 /// The last 32 bits before an IPv4 address that is mapped into IPv6: `::ffff:0:0/96`.
 pub const MAPPED: u32 = 0xffff_u32.to_be();
 
-const _: () = assert!(size_of::<Peer>() == 44);
-const _: () = assert!(size_of::<Peers>() == 180);
+const _: () = assert!(size_of::<Peer>() == 48);
+const _: () = assert!(size_of::<Peers>() == 196);
 const _: () = assert!(size_of::<Held>() == 56);
 crate::plain!(Peer, Peers, Held);

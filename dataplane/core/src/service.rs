@@ -162,7 +162,7 @@ pub(crate) fn choose<F: Family, T: Tables<F>, P: Frame>(
 /// The backend that the client's last flow had, if that was not too long ago. Memories of backends that left the
 /// set are removed by who changes the set; one whose record is not in use any more counts for nothing.
 #[inline(always)]
-fn remembered<F: Family, T: Tables<F>>(
+pub(crate) fn remembered<F: Family, T: Tables<F>>(
     key: &AffinityKey<F::Addr>,
     seconds: u32,
     tables: &T,

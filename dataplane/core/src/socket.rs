@@ -3,10 +3,13 @@
 //! Afterwards packets carry the backend's own address and cost nothing more than any others. Whatever is not
 //! decided here is decided, as right, when the packets come: nothing here refuses or rejects.
 
-use portolan_abi::{Frontend, FrontendKey, MAPPED, Peer, Service, Words, backend_flag, frontend_flag};
+use portolan_abi::{
+    Affinity, AffinityKey, Frontend, FrontendKey, MAPPED, Peer, Ring, Service, Words, backend_flag,
+    frontend_flag,
+};
 
-use crate::select;
-use crate::service::{Asked, destination, is_local, node_port};
+use crate::select::scale;
+use crate::service::{Asked, destination, is_local, node_port, remembered};
 use crate::{Address, Choice, Family, Hook, Tables};
 
 /// A backend that takes the place of the address that a socket asked for.
@@ -18,37 +21,62 @@ pub struct Chosen<A> {
     pub port: u16,
     /// Its index and the service's.
     pub choice: Choice,
+    /// Where in the service's ring it was found.
+    pub place: u32,
 }
+
+/// A socket that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// It is in the node's own network namespace: only there is a loopback address one of the node's.
+    pub of_host: bool,
+    /// Spreads sockets over backends.
+    pub hash: u32,
+    /// The flow tables' clock, for memories of clients. Only the node's loopback asks for it.
+    pub now: u32,
+}
+
+/// Places of a ring that are searched for a backend that is not where it was. A longer ring's socket keeps a backend that
+/// is served at all: a search at every datagram would cost more than the packets' translation.
+const SEARCHED: u32 = 32;
 
 /// The backend for a socket that asks for `asked`; `None`: leave the address alone.
 ///
-/// `of_host` says that the socket is in the node's own network namespace: only there is a loopback address one
-/// of the node's. `last` is what the socket got for the same address before, which it keeps while that backend is
-/// served. `hash` spreads sockets over backends.
+/// `last` is what the socket got for the same address before, which it keeps while that backend is in the set.
 #[inline(always)]
 pub fn backend<F: Family, T: Tables<F>>(
     asked: &FrontendKey<F::Addr>,
-    of_host: bool,
+    asker: Asker,
     last: Option<Chosen<F::Addr>>,
-    hash: u32,
     tables: &T,
 ) -> Option<Chosen<F::Addr>> {
-    let frontend = frontend::<F, T>(asked, of_host, tables)?;
+    let frontend = frontend::<F, T>(asked, asker.of_host, tables)?;
     // Only packets tell who the client is.
     if frontend.flags & frontend_flag::SOURCES != 0 {
         return None;
     }
     let service = tables.service(frontend.service)?;
-    if service.affinity != 0 {
+    let local = is_local(Hook::Service, frontend, &service);
+    let ring = if local { service.local } else { service.cluster };
+    // Packets are refused or dropped, as the policy says.
+    if ring.is_empty() {
         return None;
     }
-    let kept = last.filter(|last| last.choice.service == frontend.service && is_served::<F, T>(last, tables));
-    if kept.is_some() {
-        return kept;
+    if let Some(last) = last
+        && last.choice.service == frontend.service
+        && let Some(kept) = kept::<F, T>(last, ring, tables)
+    {
+        return Some(kept);
     }
-    let chosen = choose::<F, T>(frontend, &service, hash, tables)?;
-    tables.picked(chosen.choice.service, chosen.choice.backend);
-    Some(chosen)
+    if service.affinity == 0 {
+        return choose::<F, T>(frontend.service, ring, asker.hash, tables);
+    }
+    // Who asks a loopback address is known: the node itself, whose packets nobody would translate.
+    if !asked.addr.is_loopback() {
+        return None;
+    }
+    let client = AffinityKey::new(asked.addr, frontend.service, local);
+    again::<F, T>(&client, &service, ring, asker, tables)
 }
 
 #[inline(always)]
@@ -71,35 +99,71 @@ fn frontend<F: Family, T: Tables<F>>(
     }
 }
 
+/// The backend that a client had last, or another one that it has from now on.
+#[inline(always)]
+fn again<F: Family, T: Tables<F>>(
+    client: &AffinityKey<F::Addr>,
+    service: &Service,
+    ring: Ring,
+    asker: Asker,
+    tables: &T,
+) -> Option<Chosen<F::Addr>> {
+    let index = client.set / 2;
+    let chosen = match remembered::<F, T>(client, service.affinity, tables, asker.now) {
+        Some(backend) => found::<F, T>(Choice { service: index, backend }, 0, tables)?,
+        None => choose::<F, T>(index, ring, asker.hash, tables)?,
+    };
+    tables.remember(client, &Affinity { backend: chosen.choice.backend, seen: asker.now });
+    Some(chosen)
+}
+
 /// A backend of the set that clients inside of the cluster get.
 #[inline(always)]
 fn choose<F: Family, T: Tables<F>>(
-    frontend: Frontend,
-    service: &Service,
+    service: u32,
+    ring: Ring,
     hash: u32,
     tables: &T,
 ) -> Option<Chosen<F::Addr>> {
-    let ring = if is_local(Hook::Service, frontend, service) { service.local } else { service.cluster };
-    // Packets are refused or dropped, as the policy says.
-    if ring.is_empty() {
-        return None;
-    }
-    let index = select::backend(ring, hash, tables)?;
-    let backend = tables.backend(index)?;
+    let place = scale(hash, ring.len());
+    let backend = tables.slot(ring.offset().wrapping_add(place))?;
+    let chosen = found::<F, T>(Choice { service, backend }, place, tables)?;
+    tables.picked(service, backend);
+    Some(chosen)
+}
+
+#[inline(always)]
+fn found<F: Family, T: Tables<F>>(choice: Choice, place: u32, tables: &T) -> Option<Chosen<F::Addr>> {
+    let backend = tables.backend(choice.backend)?;
     if backend.flags & backend_flag::LIVE == 0 {
         return None;
     }
-    let choice = Choice { service: frontend.service, backend: index };
-    Some(Chosen { addr: backend.addr, port: backend.port, choice })
+    Some(Chosen { addr: backend.addr, port: backend.port, choice, place })
 }
 
-/// Whether the tables still have this backend with the same address.
+/// What a socket had before, with the place where it is now; `None` if it left the set.
 #[inline(always)]
-pub fn is_served<F: Family, T: Tables<F>>(chosen: &Chosen<F::Addr>, tables: &T) -> bool {
-    match tables.backend(chosen.choice.backend) {
-        Some(b) => b.flags & backend_flag::LIVE != 0 && b.addr == chosen.addr && b.port == chosen.port,
-        None => false,
+fn kept<F: Family, T: Tables<F>>(last: Chosen<F::Addr>, ring: Ring, tables: &T) -> Option<Chosen<F::Addr>> {
+    let backend = tables.backend(last.choice.backend)?;
+    if backend.flags & backend_flag::LIVE == 0 || backend.addr != last.addr || backend.port != last.port {
+        return None;
     }
+    if is_at::<F, T>(ring, last.place, last.choice.backend, tables) {
+        return Some(last);
+    }
+    let mut place = 0;
+    while place < SEARCHED && place < ring.len() {
+        if is_at::<F, T>(ring, place, last.choice.backend, tables) {
+            return Some(Chosen { place, ..last });
+        }
+        place += 1;
+    }
+    if ring.len() > SEARCHED { Some(last) } else { None }
+}
+
+#[inline(always)]
+fn is_at<F: Family, T: Tables<F>>(ring: Ring, place: u32, backend: u32, tables: &T) -> bool {
+    place < ring.len() && tables.slot(ring.offset().wrapping_add(place)) == Some(backend)
 }
 
 /// A family's addresses as a socket's memory has them.
@@ -144,6 +208,7 @@ pub fn remember<F: Remembered>(asked: &FrontendKey<F::Addr>, chosen: &Chosen<F::
         chosen_port: chosen.port,
         service: chosen.choice.service,
         backend: chosen.choice.backend,
+        place: chosen.place,
     }
 }
 
@@ -151,7 +216,7 @@ pub fn remember<F: Remembered>(asked: &FrontendKey<F::Addr>, chosen: &Chosen<F::
 #[inline(always)]
 pub fn recall<F: Remembered>(peer: &Peer) -> Chosen<F::Addr> {
     let choice = Choice { service: peer.service, backend: peer.backend };
-    Chosen { addr: F::narrow(peer.chosen), port: peer.chosen_port, choice }
+    Chosen { addr: F::narrow(peer.chosen), port: peer.chosen_port, choice, place: peer.place }
 }
 
 /// Whether a peer is of an IPv4 service.

@@ -1,18 +1,18 @@
 //! The eBPF object: creating or reusing the pinned tables, loading the programs.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::Array;
 use aya::maps::MapData;
-use aya::programs::{CgroupSockAddr, Iter, Program, SchedClassifier};
+use aya::programs::{CgroupSockAddr, Program, SchedClassifier};
 use aya::{Btf, Ebpf, EbpfLoader};
-use portolan_abi::{FLOW_WAYS, FlowHash, Held};
+use portolan_abi::{FLOW_WAYS, FlowHash};
 
 use crate::maps::{MapError, Mapped, Tables, name};
+use crate::sockets::HeldSockets;
 use crate::sys;
 
 /// The object, built with this crate.
@@ -88,6 +88,15 @@ pub enum LoadError {
         #[source]
         source: Box<aya::programs::ProgramError>,
     },
+    /// A program that was loaded cannot be run.
+    #[error("preparing program {program} to run: {source}")]
+    Attach {
+        /// Its name.
+        program: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel does not tell which network namespace this is.
     #[error("asking for the cookie of the node's network namespace: {source}")]
     Cookie {
@@ -130,7 +139,7 @@ pub const PROGRAMS: [&str; 6] =
 pub const SOCKET_PROGRAMS: [&str; 8] =
     ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 
-/// Lists connected sockets.
+/// Lists connected UDP sockets.
 const HELD_SOCKETS: &str = "held_sockets";
 
 /// Table of one element: the cookie of the node's network namespace. Of this object alone, so it is not pinned.
@@ -201,32 +210,28 @@ impl Object {
                 .load()
                 .map_err(|source| LoadError::Program { program, source: Box::new(source) })?;
         }
-        let types = Btf::from_sys_fs().map_err(|source| LoadError::Types { source })?;
-        self.held_program()?
-            .load("bpf_sk_storage_map", &types)
-            .map_err(|source| LoadError::Program { program: HELD_SOCKETS, source: Box::new(source) })
+        Ok(())
     }
 
-    fn held_program(&mut self) -> Result<&mut Iter, LoadError> {
-        match self.ebpf.program_mut(HELD_SOCKETS) {
-            Some(Program::Iter(found)) => Ok(found),
-            _ => Err(LoadError::NoProgram { program: HELD_SOCKETS }),
-        }
-    }
-
-    /// All sockets of this machine that were connected to a backend by these tables' programs, once those are loaded.
+    /// Loads the program that lists connected UDP sockets, which kernels may refuse that take the others; once.
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub fn held_sockets(&mut self) -> io::Result<Vec<Held>> {
-        let program = self.held_program().map_err(io::Error::other)?;
-        let program = program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(io::Error::other)?;
-        let map = self.ebpf.map(name::SOCKET_PEER).map(map_data).ok_or(io::ErrorKind::NotFound)?;
-        let mut bytes = Vec::new();
-        File::from(sys::iterate(program.as_fd(), map.fd().as_fd())?).read_to_end(&mut bytes)?;
-        // SAFETY: `Held` is `Pod`: every bit pattern of its size is valid, and the read needs no alignment.
-        let held = |chunk: &[u8]| unsafe { chunk.as_ptr().cast::<Held>().read_unaligned() };
-        Ok(bytes.chunks_exact(size_of::<Held>()).map(held).collect())
+    /// See [`LoadError`].
+    pub fn held_sockets(&mut self) -> Result<HeldSockets, LoadError> {
+        self.held_by("udp")
+    }
+
+    /// By the kernel's iterator of this name.
+    fn held_by(&mut self, iterator: &str) -> Result<HeldSockets, LoadError> {
+        let types = Btf::from_sys_fs().map_err(|source| LoadError::Types { source })?;
+        let Some(Program::Iter(program)) = self.ebpf.program_mut(HELD_SOCKETS) else {
+            return Err(LoadError::NoProgram { program: HELD_SOCKETS });
+        };
+        let refused = |source| LoadError::Program { program: HELD_SOCKETS, source: Box::new(source) };
+        program.load(iterator, &types).map_err(refused)?;
+        let program = program.fd().map_err(refused)?;
+        HeldSockets::new(program.as_fd())
+            .map_err(|source| LoadError::Attach { program: HELD_SOCKETS, source })
     }
 
     /// A socket program by name.
@@ -320,4 +325,21 @@ fn wanted_sizes(sizes: &Sizes) -> BTreeMap<&'static str, u32> {
 fn existing_size(pins: Option<&Path>, name: &str) -> Option<u32> {
     let map = MapData::from_pin(pins?.join(name)).ok()?;
     map.info().ok().map(|info| info.max_entries())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_balanced_where_the_kernel_refuses_to_list_them() {
+        let mut object = Object::load(None, Sizes::small()).expect("loading the programs needs root");
+        object.load_sockets().unwrap();
+        let refused = object.held_by("no_such_list").unwrap_err().to_string();
+        assert!(refused.contains(HELD_SOCKETS), "{refused}");
+        for program in SOCKET_PROGRAMS {
+            object.socket_program(program).unwrap().fd().expect("it is loaded");
+        }
+        object.held_sockets().expect("a later try works").read().unwrap();
+    }
 }

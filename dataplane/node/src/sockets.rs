@@ -2,12 +2,39 @@
 //!
 //! What is sent on such a socket would vanish: the kernel tells nobody. A socket that is ended tells its owner at
 //! once (`ECONNABORTED`), who connects again and gets another backend. Sockets are listed and ended in one network
-//! namespace after the other (sock_diag(7)); which of them have a backend says
-//! [`Object::held_sockets`](crate::Object::held_sockets).
+//! namespace after the other (sock_diag(7)); which of them have a backend says [`HeldSockets`].
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+use portolan_abi::{Held, MAPPED, Words};
+
+use crate::sys;
+
+/// Lists connected UDP sockets that were given a backend, if [`Object::held_sockets`](crate::Object::held_sockets) can.
+#[derive(Clone, Debug)]
+pub struct HeldSockets(Arc<OwnedFd>);
+
+impl HeldSockets {
+    pub(crate) fn new(program: BorrowedFd<'_>) -> io::Result<Self> {
+        sys::link_create_iterator(program).map(|link| Self(Arc::new(link)))
+    }
+
+    /// Those of the calling thread's network namespace that these tables' programs translated.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn read(&self) -> io::Result<Vec<Held>> {
+        let mut bytes = Vec::new();
+        File::from(sys::iterate(self.0.as_fd())?).read_to_end(&mut bytes)?;
+        // SAFETY: `Held` is `Pod`: every bit pattern of its size is valid, and the read needs no alignment.
+        let held = |chunk: &[u8]| unsafe { chunk.as_ptr().cast::<Held>().read_unaligned() };
+        Ok(bytes.chunks_exact(size_of::<Held>()).map(held).collect())
+    }
+}
 
 /// A connected UDP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +52,19 @@ impl Connected {
         // Two words, the lower one first.
         let word = u32::from_ne_bytes;
         u64::from(word([e, f, g, h])) << 32 | u64::from(word([a, b, c, d]))
+    }
+
+    /// The address and port that it sends to, both in network byte order; IPv4 is mapped.
+    #[must_use]
+    pub fn destination(&self) -> (Words<4>, u16) {
+        let word = |at: usize| u32::from_ne_bytes(std::array::from_fn(|byte| self.id[at + byte]));
+        let first = word(DESTINATION);
+        let addr = if i32::from(self.family) == libc::AF_INET {
+            [0, 0, MAPPED, first]
+        } else {
+            [first, word(DESTINATION + 4), word(DESTINATION + 8), word(DESTINATION + 12)]
+        };
+        (Words(addr), u16::from_ne_bytes([self.id[2], self.id[3]]))
     }
 }
 
@@ -136,6 +176,8 @@ const DATAGRAM: usize = 64 * 1024;
 const HEADER: usize = 16;
 /// Length of `struct inet_diag_sockid`.
 const ID: usize = 48;
+/// Where in it the destination's address is; its port comes second.
+const DESTINATION: usize = 20;
 /// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY` of linux/sock_diag.h.
 const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;

@@ -282,38 +282,30 @@ pub(crate) fn link_create_cgroup(
 }
 
 #[repr(C)]
-struct LinkIterator {
-    program: u32,
-    target: u32,
-    attach_type: u32,
-    flags: u32,
-    info: u64,
-    info_len: u32,
-    pad: u32,
-}
-
-#[repr(C)]
 struct NewIterator {
     link: u32,
     flags: u32,
 }
 
-/// Begins to run an iterator over a map's elements; what it writes is read from the descriptor.
-pub(crate) fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// A link for an iterator over all objects of its kind, by which it can be run.
+pub(crate) fn link_create_iterator(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     /// `BPF_TRACE_ITER`.
     const ITERATOR: u32 = 28;
-    // union bpf_iter_link_info: the map's descriptor comes first.
-    let info = [map.as_raw_fd() as u32, 0, 0, 0];
-    let fields = LinkIterator {
+    let fields = LinkCreate {
         program: program.as_raw_fd() as u32,
         target: 0,
         attach_type: ITERATOR,
         flags: 0,
-        info: (&raw const info) as u64,
-        info_len: size_of_val(&info) as u32,
+        relative: 0,
         pad: 0,
+        expected_revision: 0,
     };
-    let link = bpf(BPF_LINK_CREATE, fields).map(owned)?;
+    bpf(BPF_LINK_CREATE, fields).map(owned)
+}
+
+/// Begins to run an iterator; what it writes is read from the descriptor. Where there is one list for each network
+/// namespace, it runs over that of the calling thread.
+pub(crate) fn iterate(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     bpf(BPF_ITER_CREATE, NewIterator { link: link.as_raw_fd() as u32, flags: 0 }).map(owned)
 }
 

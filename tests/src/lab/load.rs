@@ -69,6 +69,20 @@ const FIRST_PORT: u16 = 33_000;
 const PORTS: u16 = 27_000;
 static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 
+/// As [`get`], from a port that was chosen before connecting.
+///
+/// # Errors
+/// No answer.
+pub fn get_bound(netns: &Netns, to: SocketAddr) -> Result<(String, String)> {
+    netns.enter(move || {
+        let mut stream = TcpStream::from(bound(to, SocketType::STREAM)?);
+        // Also for connecting.
+        prepare(&stream)?;
+        net::connect(&stream, &to).with_context(|| format!("connecting to {to}"))?;
+        request(&mut stream)
+    })?
+}
+
 fn request_once(to: SocketAddr) -> Result<(String, String)> {
     let mut stream = connect(to)?;
     request(&mut stream)

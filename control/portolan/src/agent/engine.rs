@@ -258,6 +258,10 @@ impl Engine {
     fn attach_sockets(&mut self) {
         let cgroup = self.options.socket_cgroup.clone();
         let attached = tokio::task::block_in_place(|| self.programs.attach_sockets(cgroup.as_deref()));
+        if attached.is_ok() && cgroup.is_some() {
+            let listed = tokio::task::block_in_place(|| self.programs.list_sockets());
+            self.warn("connected UDP sockets", listed.err().map(sockets::unlisted));
+        }
         if attached.is_ok() {
             self.shared.core().socket_cgroup = cgroup;
         }
@@ -383,10 +387,8 @@ impl Engine {
     /// Ends connected UDP sockets whose backend is served no more: nobody else tells their owners. Those of TCP are left
     /// alone.
     pub(super) async fn end_sockets(&self) {
-        if self.shared.core().socket_cgroup.is_none() {
-            return;
-        }
-        let ended = sockets::end_lost(&self.programs, &self.links, &self.network, &self.shared).await;
+        let Some(held) = self.programs.held_sockets() else { return };
+        let ended = sockets::end_lost(&held, &self.links, &self.network, &self.shared).await;
         self.warn("connected UDP sockets", ended.err().map(|err| format!("connected UDP sockets: {err:#}")));
     }
 

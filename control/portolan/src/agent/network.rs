@@ -69,9 +69,9 @@ impl Network {
         &self.ipam
     }
 
-    /// Paths of the network namespaces of all pods.
-    pub(super) fn namespaces(&self) -> Vec<String> {
-        self.ipam.list().into_iter().map(|allocation| allocation.meta.netns).collect()
+    /// What was noted of all pods: interfaces and the paths of network namespaces.
+    pub(super) fn pods(&self) -> Vec<Meta> {
+        self.ipam.list().into_iter().map(|allocation| allocation.meta).collect()
     }
 
     /// Whether pods can be given addresses.

@@ -264,6 +264,17 @@ mod tests {
         for path in [state_dir, cni_conf_dir, cni_bin_dir, socket] {
             assert!(mounted.contains(&path.to_str().unwrap()), "{} is not the node's own", path.display());
         }
+        // Runtimes name them by either path. Without propagation those of later pods would be empty files.
+        for path in ["/run/netns", "/var/run/netns"] {
+            let mounts = container["volumeMounts"].as_array().unwrap();
+            let mount = mounts.iter().find(|mount| mount["mountPath"] == path).unwrap_or_else(|| {
+                panic!("{path} is not mounted: pods' network namespaces cannot be opened");
+            });
+            assert_eq!(mount["mountPropagation"], "HostToContainer", "{path}");
+            let volumes = pod["volumes"].as_array().unwrap();
+            let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]).unwrap();
+            assert_eq!(volume["hostPath"]["path"], "/run/netns");
+        }
         assert_eq!(pod["hostNetwork"], true, "the agent works on the node's own network");
     }
 

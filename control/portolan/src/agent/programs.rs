@@ -1,10 +1,11 @@
 //! The loaded programs and where each belongs.
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use portolan_node::attach::Interface;
-use portolan_node::{AttachError, Attacher, Direction, Mode, Object, Sockets};
+use portolan_node::sockets::HeldSockets;
+use portolan_node::{AttachError, Attacher, Direction, LoadError, Mode, Object, Sockets};
 
 /// What an interface is, which says what is attached to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,13 +43,20 @@ pub(super) struct Programs {
     attacher: Attacher,
     pods: Attacher,
     sockets: Sockets,
+    held: OnceLock<HeldSockets>,
 }
 
 impl Programs {
     /// With pins in a directory; `mode` is for the interfaces that are not pods'.
     pub(super) fn new(object: Object, mode: Mode, pins: &Path) -> Self {
         let (attacher, pods) = (Attacher::new(mode, pins), Attacher::new(Mode::Clsact, pins));
-        Self { object: Mutex::new(object), attacher, pods, sockets: Sockets::new(pins) }
+        Self {
+            object: Mutex::new(object),
+            attacher,
+            pods,
+            sockets: Sockets::new(pins),
+            held: OnceLock::new(),
+        }
     }
 
     /// Attaches the socket programs to a cgroup, or detaches them without one.
@@ -59,6 +67,18 @@ impl Programs {
         let mut object = self.object();
         object.load_sockets()?;
         self.sockets.attach(&mut object, cgroup)
+    }
+
+    /// Gets ready to list connected UDP sockets.
+    pub(super) fn list_sockets(&self) -> Result<(), LoadError> {
+        let held = self.object().held_sockets()?;
+        self.held.get_or_init(|| held);
+        Ok(())
+    }
+
+    /// Lists connected UDP sockets, if the kernel lets it.
+    pub(super) fn held_sockets(&self) -> Option<HeldSockets> {
+        self.held.get().cloned()
     }
 
     /// Attaches what the interface needs, or replaces what is there.

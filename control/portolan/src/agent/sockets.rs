@@ -1,37 +1,46 @@
 //! Connected UDP sockets whose backend left.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
-use anyhow::Context;
-use portolan_abi::Peer;
-use portolan_core::socket::{Chosen, Remembered, is_v4, recall};
-use portolan_core::{V4, V6};
+use anyhow::{Context, bail};
+use portolan_abi::{Peer, Ring, backend_flag};
+use portolan_core::socket::{Remembered, is_v4, recall};
+use portolan_ipam::Meta;
 use portolan_node::link::{Links, Netns};
 use portolan_node::maps::NodeFamily;
-use portolan_node::sockets::Sockets;
-use portolan_node::{FamilyTables, Tables};
+use portolan_node::sockets::{HeldSockets, Sockets};
+use portolan_node::{FamilyTables, LoadError, Tables};
 
 use super::network::Network;
-use super::programs::Programs;
 use super::state::Shared;
+
+/// What does not work where the kernel refuses the list.
+pub(super) fn unlisted(err: LoadError) -> String {
+    let err = anyhow::Error::from(err);
+    format!("connected UDP sockets are balanced but not ended when their backend leaves: {err:#}")
+}
 
 /// Ends them in the node's network namespace and in every pod's. A pod that is going is left out.
 pub(super) async fn end_lost(
-    programs: &Programs,
+    held: &HeldSockets,
     links: &Links,
     network: &Network,
     shared: &Shared,
 ) -> anyhow::Result<()> {
-    let lost = tokio::task::block_in_place(|| lost(programs, shared))?;
-    if lost.is_empty() {
-        return Ok(());
-    }
-    let pods = network.namespaces().into_iter().filter_map(|path| Netns::open(path).ok());
-    let mut failed = None;
-    for netns in std::iter::once(links.netns().clone()).chain(pods) {
-        let ended = match netns.run(Sockets::open).await {
-            Ok(Ok(sockets)) => tokio::task::block_in_place(|| end_in(sockets, &lost)),
-            Ok(Err(err)) => Err(err).context("opening sock_diag"),
+    let pods = network.pods();
+    let opened: Vec<Netns> = pods.iter().filter_map(|pod| Netns::open(&pod.netns).ok()).collect();
+    let mut failed = if opened.is_empty() { closed(links, &pods).await.err() } else { None };
+    for netns in std::iter::once(links.netns().clone()).chain(opened) {
+        let held = held.clone();
+        let listed = netns.run(move || Ok((held.read()?, Sockets::open()?))).await;
+        let ended = match listed {
+            Ok(Ok((held, sockets))) => {
+                let held = held.into_iter().map(|held| (held.cookie, held.peer)).collect();
+                tokio::task::block_in_place(|| end_in(sockets, lost(held, shared)))
+            }
+            Ok(Err(err)) => {
+                Err::<_, std::io::Error>(err).context("listing sockets that were given a backend")
+            }
             Err(err) => Err(err.into()),
         };
         failed = failed.or(ended.err());
@@ -39,33 +48,91 @@ pub(super) async fn end_lost(
     failed.map_or(Ok(()), Err)
 }
 
-/// Cookies of sockets with a backend that is not served any more; TCP's are among them.
-fn lost(programs: &Programs, shared: &Shared) -> anyhow::Result<HashSet<u64>> {
-    let held = programs.object().held_sockets().context("listing sockets that were given a backend")?;
-    let core = shared.core();
-    let lost = held.iter().filter(|held| !is_served(&held.peer, core.applier.tables()));
-    Ok(lost.map(|held| held.cookie).collect())
+/// Says why no pod's network namespace opens, though one of the pods is there.
+async fn closed(links: &Links, pods: &[Meta]) -> anyhow::Result<()> {
+    if pods.is_empty() {
+        return Ok(());
+    }
+    let interfaces = links.interfaces().await?;
+    let is_there = |pod: &&Meta| interfaces.iter().any(|interface| interface.name == pod.host_ifname);
+    // One that went, or came back, meanwhile is no reason to worry.
+    let still =
+        pods.iter().filter(is_there).find_map(|pod| Netns::open(&pod.netns).err().map(|err| (pod, err)));
+    match still {
+        Some((pod, err)) => bail!("{}", unopened(&pod.netns, &err.into())),
+        None => Ok(()),
+    }
 }
 
-fn end_in(mut sockets: Sockets, lost: &HashSet<u64>) -> anyhow::Result<()> {
+fn unopened(path: &str, err: &anyhow::Error) -> String {
+    let directory = path.rsplit_once('/').map_or(path, |(directory, _)| directory);
+    format!(
+        "no pod's network namespace can be opened, so that pods' sockets are not ended when their backend leaves: \
+         {err:#}: an agent in a container needs the node's {directory} mounted, with mountPropagation HostToContainer"
+    )
+}
+
+/// Those whose backend is not their service's any more, with what they remember.
+fn lost(mut held: HashMap<u64, Peer>, shared: &Shared) -> HashMap<u64, Peer> {
+    if !held.is_empty() {
+        let core = shared.core();
+        held.retain(|_, peer| !is_served(peer, core.applier.tables()));
+    }
+    held
+}
+
+/// A socket that was connected again meanwhile is another one's.
+fn end_in(mut sockets: Sockets, lost: HashMap<u64, Peer>) -> anyhow::Result<()> {
+    if lost.is_empty() {
+        return Ok(());
+    }
     let connected = sockets.connected().context("listing connected UDP sockets")?;
-    for socket in connected.iter().filter(|socket| lost.contains(&socket.cookie())) {
+    for socket in connected {
+        let Some(peer) = lost.get(&socket.cookie()) else { continue };
+        if socket.destination() != (peer.chosen, peer.chosen_port) {
+            continue;
+        }
         let ended = sockets
-            .end(socket)
+            .end(&socket)
             .context("ending a socket whose backend left: the kernel needs CONFIG_INET_DIAG_DESTROY")?;
         tracing::debug!(ended, "a connected UDP socket lost its backend");
     }
     Ok(())
 }
 
+/// Whether the service that a socket asked for still has the backend that it got.
 fn is_served(peer: &Peer, tables: &Tables) -> bool {
-    fn has<F: NodeFamily + Remembered>(peer: &Peer, tables: &FamilyTables<F>) -> bool {
-        let Chosen { addr, port, choice } = recall::<F>(peer);
-        if choice.backend >= tables.backends.len() {
+    fn is_live<F: NodeFamily + Remembered>(peer: &Peer, tables: &FamilyTables<F>) -> bool {
+        let chosen = recall::<F>(peer);
+        if chosen.choice.backend >= tables.backends.len() {
             return false;
         }
-        let record = tables.backends.read(choice.backend);
-        record.flags & portolan_abi::backend_flag::LIVE != 0 && record.addr == addr && record.port == port
+        let record = tables.backends.read(chosen.choice.backend);
+        record.flags & backend_flag::LIVE != 0 && record.addr == chosen.addr && record.port == chosen.port
     }
-    if is_v4(&peer.chosen) { has::<V4>(peer, &tables.v4) } else { has::<V6>(peer, &tables.v6) }
+    let is_live = if is_v4(&peer.chosen) { is_live(peer, &tables.v4) } else { is_live(peer, &tables.v6) };
+    is_live && is_member(peer, tables)
+}
+
+fn is_member(peer: &Peer, tables: &Tables) -> bool {
+    if peer.service >= tables.services.len() {
+        return false;
+    }
+    let service = tables.services.read(peer.service);
+    let has =
+        |ring: Ring| (0..ring.len()).any(|place| tables.slab.read(ring.offset() + place) == peer.backend);
+    has(service.cluster) || has(service.local)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_say_what_does_not_work_and_what_to_do() {
+        let refused = unlisted(LoadError::NoProgram { program: "held_sockets" });
+        assert!(refused.contains("not ended") && refused.contains("held_sockets"), "{refused}");
+        let closed = unopened("/var/run/netns/cni-1", &anyhow::anyhow!("no such file"));
+        assert!(closed.contains("/var/run/netns mounted") && closed.contains("no such file"), "{closed}");
+    }
 }
