@@ -1,7 +1,6 @@
 //! The one writer of the service tables.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -10,7 +9,7 @@ use portolan_core::{V4, V6};
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::grace::{self, Resting};
 use portolan_node::{MapError, Tables};
-use portolan_plan::{ServicePlan, ServicePort};
+use portolan_plan::{NodePlan, ServicePlan, ServicePort};
 
 use crate::family::{FamilyState, Size};
 use crate::index::IndexPool;
@@ -152,15 +151,10 @@ impl Applier {
     ///
     /// # Errors
     /// A table cannot be written.
-    pub fn set_node(
-        &mut self,
-        config: Config,
-        addresses: &[IpAddr],
-        peers: &[IpAddr],
-    ) -> Result<(), ApplyError> {
+    pub fn set_node(&mut self, config: Config, node: &NodePlan) -> Result<(), ApplyError> {
         self.tables.config.write(0, config);
-        self.v4.set_nodes(addresses, peers);
-        self.v6.set_nodes(addresses, peers);
+        self.v4.set_nodes(node);
+        self.v6.set_nodes(node);
         self.v4.refresh_flags(&mut self.tables.v4);
         self.v6.refresh_flags(&mut self.tables.v6);
         self.flush()

@@ -11,7 +11,7 @@ use portolan_core::{Address, V4, V6};
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::maps::NodeFamily;
 use portolan_node::{FamilyTables, MapError, Tables};
-use portolan_plan::{BackendAddr, ServicePlan, ServicePort, maglev};
+use portolan_plan::{BackendAddr, NodePlan, ServicePlan, ServicePort, maglev};
 
 use crate::family::{frontend_flags, service_flags};
 
@@ -44,16 +44,14 @@ struct Behind {
 /// Address (unspecified: a NodePort), port (0: a mark), protocol.
 type Place = (IpAddr, u16, u8);
 
-/// Compares the kernel's tables with what these services, addresses of the node and
-/// addresses of other nodes need. Every difference, sorted.
+/// Compares the kernel's tables with what these services and addresses of nodes need. Every difference, sorted.
 ///
 /// # Errors
 /// A table cannot be read.
 pub fn audit<'a>(
     tables: &Tables,
     services: impl IntoIterator<Item = (&'a ServiceKey, &'a ServicePlan)>,
-    nodes: &[IpAddr],
-    peers: &[IpAddr],
+    node: &NodePlan,
 ) -> Result<Vec<Difference>, MapError> {
     let mut desired = BTreeMap::new();
     for (_, plan) in services {
@@ -61,15 +59,19 @@ pub fn audit<'a>(
             want(port, &mut desired);
         }
     }
-    for node in nodes {
-        desired.entry((*node, 0, 0)).or_default().flags |= frontend_flag::NODE;
-    }
-    for peer in peers {
-        desired.entry((*peer, 0, 0)).or_default().flags |= frontend_flag::PEER;
+    let marks = [
+        (&node.addresses, frontend_flag::NODE),
+        (&node.node_ports, frontend_flag::NODEPORT),
+        (&node.peers, frontend_flag::PEER),
+    ];
+    for (addresses, flag) in marks {
+        for address in addresses {
+            desired.entry((*address, 0, 0)).or_default().flags |= flag;
+        }
     }
     let mut kernel = BTreeMap::new();
-    read::<V4>(tables, &tables.v4, nodes, &mut kernel)?;
-    read::<V6>(tables, &tables.v6, nodes, &mut kernel)?;
+    read::<V4>(tables, &tables.v4, &node.addresses, &mut kernel)?;
+    read::<V6>(tables, &tables.v6, &node.addresses, &mut kernel)?;
     let places: BTreeSet<&Place> = desired.keys().chain(kernel.keys()).collect();
     let differences = places.into_iter().filter_map(|place| {
         let (desired, kernel) = (desired.get(place), kernel.get(place));

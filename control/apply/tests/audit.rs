@@ -7,13 +7,14 @@ use portolan_abi::{Config, Frontend, FrontendKey, SourceKey, Words};
 use portolan_apply::{Applier, Difference, audit};
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::{Object, Sizes, Tables};
-use portolan_plan::{BackendAddr, FrontendAddr, PortName, Scope, ServicePlan, ServicePort};
+use portolan_plan::{BackendAddr, FrontendAddr, NodePlan, PortName, Scope, ServicePlan, ServicePort, Why};
 
 /// Does something to the tables that the agent would not.
 type Spoil<'a> = &'a dyn Fn(&mut Tables);
 type Services = Vec<(ServiceKey, Arc<ServicePlan>)>;
 
 const NODE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 11));
+const SECOND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 111));
 const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 12));
 
 /// Services with everything that a plan can have: a ClusterIP, a NodePort, a restricted load balancer address,
@@ -39,7 +40,9 @@ fn services() -> Services {
                 address(None, 30_000 + u16::from(number), Scope::NodePort),
             ],
             cluster: vec![local, other, host],
+            why: Why::Ready,
             local: vec![local, host],
+            local_why: Why::Ready,
             internal_local: number.is_multiple_of(2),
             external_local: true,
             consistent: number == 1,
@@ -50,6 +53,16 @@ fn services() -> Services {
         (key, Arc::new(ServicePlan { ports: vec![port] }))
     };
     (1..=4).map(service).collect()
+}
+
+/// Of the node's two addresses one answers NodePorts.
+fn node() -> NodePlan {
+    NodePlan {
+        addresses: vec![NODE, SECOND],
+        node_ports: vec![NODE],
+        peers: vec![PEER],
+        ..NodePlan::default()
+    }
 }
 
 fn begin(object: &Object) -> Applier {
@@ -64,7 +77,7 @@ fn begin(object: &Object) -> Applier {
         nodeport_last: 32_767,
         seed: 1,
     };
-    applier.set_node(config, &[NODE], &[PEER]).unwrap();
+    applier.set_node(config, &node()).unwrap();
     let changes: Vec<_> = services().into_iter().map(|(key, plan)| (key, Some(plan))).collect();
     applier.apply(&changes).unwrap();
     applier.sweep().unwrap();
@@ -73,7 +86,7 @@ fn begin(object: &Object) -> Applier {
 
 fn found(tables: &Tables) -> Vec<Difference> {
     let services = services();
-    audit(tables, services.iter().map(|(key, plan)| (key, &**plan)), &[NODE], &[PEER]).unwrap()
+    audit(tables, services.iter().map(|(key, plan)| (key, &**plan)), &node()).unwrap()
 }
 
 fn frontend(last: u8) -> FrontendKey<Words<1>> {
