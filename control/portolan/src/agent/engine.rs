@@ -108,7 +108,7 @@ impl Engine {
         let first = !core.synced && update.synced;
         self.count(&update.events);
         let touched = core.store.apply_all(update.events);
-        core.refusals = update.refusals.iter().map(ToString::to_string).collect();
+        core.refusals = update.refusals;
         let Core { store, planner, synced, .. } = &mut *core;
         let extent = if *synced { Extent::Touched(&touched) } else { Extent::All };
         let changes = planner.plan(store, extent);
@@ -119,7 +119,7 @@ impl Engine {
         // The node first: whether a backend is the host itself depends on its addresses.
         if let Some(node) = &changes.node {
             let config = self.config(node);
-            let written = core.applier.set_node(config, &node.addresses, &node.peers);
+            let written = core.applier.set_node(config, node);
             note(&mut core, "node", written.map_err(Into::into));
         }
         apply(&mut core, &changes);
@@ -171,6 +171,7 @@ impl Engine {
             let set = tokio::task::block_in_place(|| self.network.set_pod_cidrs(node.pod_cidrs.clone()));
             self.warn("podCIDRs", set.err().map(|err| format!("podCIDRs: {err}")));
         }
+        self.warn("NodePort addresses", closed_node_ports(node));
         let native: Vec<_> = node.routes.iter().map(|route| (route.prefix, route.via)).collect();
         let routes = self.links.ensure_routes(&native, &node.pod_cidrs).await;
         self.report("routes", routes);
@@ -358,7 +359,7 @@ impl Engine {
         core.applier.settle()?;
         core.applier = Applier::open(self.programs.object().tables()?)?;
         let node = core.planner.node();
-        core.applier.set_node(self.config(node), &node.addresses, &node.peers)?;
+        core.applier.set_node(self.config(node), node)?;
         let all: Vec<_> =
             core.planner.desired().map(|(key, plan)| (key.clone(), Some(Arc::clone(plan)))).collect();
         core.refused = core.applier.apply(&all)?.refused;
@@ -407,6 +408,17 @@ impl Engine {
     fn warn(&self, about: &'static str, warning: Option<String>) {
         set_warning(&mut self.shared.core(), about, warning);
     }
+}
+
+/// What is wrong if no address of the node answers NodePorts.
+fn closed_node_ports(node: &NodePlan) -> Option<String> {
+    (node.node_ports.is_empty() && !node.addresses.is_empty()).then(|| {
+        let own: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
+        format!(
+            "NodePorts are closed: --nodeport-addresses has none of this node's InternalIPs, {}",
+            own.join(", ")
+        )
+    })
 }
 
 fn set_warning(core: &mut Core, about: &'static str, warning: Option<String>) {

@@ -87,6 +87,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let rules = portolan_plan::Options {
         external_ips: options.external_ips,
         node_ports: Some(options.node_port_range),
+        node_port_addresses: options.nodeport_addresses.clone(),
         consistent: options.external_selection == Selection::Maglev,
         external_mode: options.external_mode.into(),
     };

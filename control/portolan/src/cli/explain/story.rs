@@ -150,6 +150,8 @@ impl Story<'_> {
             let flags = found.map_or(0, |mark| mark.flags);
             return Some(if flags & frontend_flag::VIP != 0 {
                 format!("{ip} belongs to services, but none of them has this port")
+            } else if flags & frontend_flag::NODE != 0 && flags & frontend_flag::NODEPORT == 0 {
+                format!("{ip} is an address of this node that answers no NodePorts (--nodeport-addresses)")
             } else if flags & frontend_flag::NODE != 0 {
                 format!("{ip} is an address of this node")
             } else {
