@@ -262,9 +262,7 @@ impl Applier {
             self.stale.insert(index);
         }
         // Flows and memories of before this agent started may be of any service and any backend.
-        let udp = self.installed.values().flat_map(Installed::ports);
-        let udp = udp.filter(|(port, _)| port.name.protocol == Protocol::Udp).map(|(_, slot)| slot.index);
-        self.stale.extend(udp);
+        self.suspect_flows();
         self.outdate_all()?;
         for ring in self.rings.unused() {
             self.resting.add(Retired::Ring(ring));
@@ -276,6 +274,15 @@ impl Applier {
             self.resting.add(Retired::BackendV6(index));
         }
         self.settle()
+    }
+
+    /// Has the next [`collect`](crate::collect) look at all UDP flows, also at those of services that are no more: one
+    /// that a change should have removed, and did not, would go on for ever.
+    pub fn suspect_flows(&mut self) {
+        let ports = self.installed.values().flat_map(Installed::ports);
+        let tcp = ports.filter(|(port, _)| port.name.protocol == Protocol::Tcp).map(|(_, slot)| slot.index);
+        let tcp: HashSet<u32, RandomState> = tcp.collect();
+        self.stale.extend((0..self.tables.services.len()).filter(|index| !tcp.contains(index)));
     }
 
     /// How full the tables are.

@@ -96,6 +96,10 @@ fn a_shared_address_answers_echo_to_all_unless_every_service_on_it_that_answers_
         applier.apply(&[(key(port), plan)]).unwrap();
         assert_eq!(echo(&applier, &[80, 81, 82]), expected, "step {number}");
         let desired = services.iter().map(|(key, plan)| (key, &**plan));
-        assert_eq!(audit(applier.tables(), desired, &NodePlan::default()).unwrap(), [], "step {number}");
+        assert_eq!(
+            audit(applier.tables(), desired, &NodePlan::default(), None).unwrap(),
+            [],
+            "step {number}"
+        );
     }
 }

@@ -236,11 +236,11 @@ pub struct BackendView {
     pub flows: u64,
 }
 
-/// Something in the kernel's tables that is not as it should be.
+/// Something in the kernel's tables, or of programs and pins, that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditView {
-    /// A frontend or an address.
+    /// A frontend, an address, a field of the node's record, a pod, a program, a pin.
     pub place: String,
     /// What should be there; absent: nothing.
     pub desired: Option<String>,

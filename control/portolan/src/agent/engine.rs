@@ -18,6 +18,7 @@ use portolan_plan::{Changes, Extent, NodePlan};
 use portolan_source::Update;
 
 use super::Options;
+use super::audit::{self, Findings};
 use super::network::Network;
 use super::ports::PortWatch;
 use super::programs::{Programs, Role};
@@ -119,6 +120,7 @@ impl Engine {
         // The node first: whether a backend is the host itself depends on its addresses.
         if let Some(node) = &changes.node {
             let config = self.config(node);
+            core.config = Some(config);
             let written = core.applier.set_node(config, node);
             note(&mut core, "node", written.map_err(Into::into));
         }
@@ -301,6 +303,12 @@ impl Engine {
         });
     }
 
+    /// [`collect`](Self::collect), with an eye on all UDP flows.
+    pub(super) fn collect_all(&self) {
+        self.shared.core().applier.suspect_flows();
+        self.collect();
+    }
+
     /// Warns while flows find no masquerade port.
     pub(super) fn watch_ports(&mut self) {
         let range = self.options.masquerade_range;
@@ -331,27 +339,48 @@ impl Engine {
         });
     }
 
-    /// Compares the kernel's tables with what they should be, and writes them anew if they differ.
-    pub(super) fn audit(&self) {
-        tokio::task::block_in_place(|| {
-            let mut core = self.shared.core();
-            if !core.synced {
-                return;
-            }
-            match core.audit() {
-                Ok(differences) if differences.is_empty() => {}
-                Ok(differences) => {
-                    for difference in differences.iter().take(LOGGED) {
-                        tracing::error!(?difference, "somebody changed a table");
-                    }
-                    let repaired = self.repair(&mut core);
-                    let count = differences.len();
-                    tracing::warn!(count, ok = repaired.is_ok(), "tables were written anew");
-                    note(&mut core, "repair", repaired);
-                }
-                Err(err) => note(&mut core, "audit", Err(err.into())),
-            }
-        });
+    /// Compares the kernel's tables, programs and pins with what they should be, and mends what differs.
+    pub(super) async fn audit(&mut self) {
+        if !self.shared.core().synced {
+            return;
+        }
+        let found = audit::inspect(&self.shared, &self.network).await;
+        let findings = match found {
+            Ok(findings) => findings,
+            Err(err) => return self.warn("audit", Some(format!("audit: {err:#}"))),
+        };
+        self.warn("audit", None);
+        let count = findings.all().count();
+        if count == 0 {
+            return;
+        }
+        for difference in findings.all().take(LOGGED) {
+            tracing::error!(?difference, "not as the objects want it");
+        }
+        let failed = self.mend(&findings).await;
+        tracing::warn!(count, ok = failed.is_empty(), "what an audit found was mended");
+        self.metrics.count_differences(count);
+        self.warn("repair", (!failed.is_empty()).then(|| format!("repair: {}", failed.join("; "))));
+    }
+
+    /// Mends each kind of finding; what failed.
+    async fn mend(&mut self, findings: &Findings) -> Vec<String> {
+        let mut results: Vec<anyhow::Result<()>> = Vec::new();
+        for (table, _) in &findings.pins {
+            results.push(self.programs.pin_again(table).map_err(Into::into));
+        }
+        if !findings.tables.is_empty() {
+            results.push(tokio::task::block_in_place(|| self.repair(&mut self.shared.core())));
+        }
+        for (interface, role, _) in &findings.interfaces {
+            results.push(self.programs.attach(interface, *role).map_err(Into::into));
+        }
+        if !findings.sockets.is_empty() {
+            self.attach_sockets();
+        }
+        // Programs first: what is let in meets them.
+        results.push(self.network.mend(findings.pods.keys()).await);
+        results.into_iter().filter_map(|result| result.err().map(|err| format!("{err:#}"))).collect()
     }
 
     /// As after a restart: takes the tables over as they are and brings them to the plan.
@@ -359,7 +388,9 @@ impl Engine {
         core.applier.settle()?;
         core.applier = Applier::open(self.programs.object().tables()?)?;
         let node = core.planner.node();
-        core.applier.set_node(self.config(node), node)?;
+        let config = self.config(node);
+        core.applier.set_node(config, node)?;
+        core.config = Some(config);
         let all: Vec<_> =
             core.planner.desired().map(|(key, plan)| (key.clone(), Some(Arc::clone(plan)))).collect();
         core.refused = core.applier.apply(&all)?.refused;

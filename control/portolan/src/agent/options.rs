@@ -63,6 +63,9 @@ pub struct Options {
     /// How outside clients reach backends on other nodes; the same on all nodes
     #[arg(long, value_enum, default_value_t = ExternalMode::Snat)]
     pub external_mode: ExternalMode,
+    /// How often tables, pods' records, programs and flows are compared with what they should be, and mended
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub audit_interval: u64,
     /// Attach by the clsact qdisc also where the kernel has tcx
     #[arg(long)]
     pub force_clsact: bool,

@@ -1,10 +1,10 @@
 //! The loaded programs and where each belongs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use portolan_node::attach::Interface;
-use portolan_node::{AttachError, Attacher, Direction, Mode, Object, Sockets};
+use portolan_node::{AttachError, Attacher, Direction, MapError, Mode, Object, Sockets};
 
 /// What an interface is, which says what is attached to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,16 @@ pub(super) enum Role {
 }
 
 impl Role {
+    /// As the agent tells it. Pods' interfaces are not told.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        match name {
+            "uplink" => Some(Self::Uplink),
+            "service" => Some(Self::Service),
+            "loopback" => Some(Self::Loopback),
+            _ => None,
+        }
+    }
+
     const fn programs(self) -> &'static [(&'static str, Direction)] {
         match self {
             Self::Pod => &[("from_pod", Direction::Ingress), ("to_pod", Direction::Egress)],
@@ -42,13 +52,20 @@ pub(super) struct Programs {
     attacher: Attacher,
     pods: Attacher,
     sockets: Sockets,
+    pins: PathBuf,
 }
 
 impl Programs {
     /// With pins in a directory; `mode` is for the interfaces that are not pods'.
     pub(super) fn new(object: Object, mode: Mode, pins: &Path) -> Self {
         let (attacher, pods) = (Attacher::new(mode, pins), Attacher::new(Mode::Clsact, pins));
-        Self { object: Mutex::new(object), attacher, pods, sockets: Sockets::new(pins) }
+        Self {
+            object: Mutex::new(object),
+            attacher,
+            pods,
+            sockets: Sockets::new(pins),
+            pins: pins.to_owned(),
+        }
     }
 
     /// Attaches the socket programs to a cgroup, or detaches them without one.
@@ -69,6 +86,46 @@ impl Programs {
             attacher.attach(&mut object, program, interface, *direction)?;
         }
         Ok(())
+    }
+
+    /// Programs that are not attached to an interface as [`attach`](Self::attach) leaves them, and what is there
+    /// instead. `filters`: whether our classifiers are on its clsact qdisc.
+    pub(super) fn faults(
+        &self,
+        interface: &Interface,
+        role: Role,
+        [ingress, egress]: [bool; 2],
+    ) -> Result<Vec<(&'static str, Direction, &'static str)>, AttachError> {
+        let mut object = self.object();
+        let attacher = if role == Role::Pod { &self.pods } else { &self.attacher };
+        let mut faults = Vec::new();
+        for (program, direction) in role.programs() {
+            let filter = if *direction == Direction::Ingress { ingress } else { egress };
+            let fault = match attacher.mode() {
+                Mode::Clsact => (!filter).then_some("no filter"),
+                Mode::Tcx => attacher.fault(&mut object, program, interface, *direction)?,
+            };
+            faults.extend(fault.map(|fault| (*program, *direction, fault)));
+        }
+        Ok(faults)
+    }
+
+    /// Socket programs that are not attached to the cgroup, and what is there instead.
+    pub(super) fn socket_faults(
+        &self,
+        cgroup: &Path,
+    ) -> Result<Vec<(&'static str, &'static str)>, AttachError> {
+        self.sockets.faults(&mut self.object(), cgroup)
+    }
+
+    /// Tables that the next agent would not find.
+    pub(super) fn lost_pins(&self) -> Result<Vec<String>, MapError> {
+        self.object().lost_pins(&self.pins)
+    }
+
+    /// Pins a table where the next agent looks for it.
+    pub(super) fn pin_again(&self, table: &str) -> Result<(), MapError> {
+        self.object().pin_again(&self.pins, table)
     }
 
     /// Forgets the links of an interface that is gone.

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 
 use portolan_apply::{Difference, PortState};
 use portolan_model::ServiceKey;
-use portolan_node::{MapError, Mode};
+use portolan_node::Mode;
 use portolan_plan::{BackendAddr, ExternalMode, Scope, ServicePort};
 
+use super::audit::Findings;
 use super::network::{Network, mac_of, mac_text};
 use super::state::{Core, Shared};
 use crate::api::{
@@ -173,12 +174,10 @@ fn local_view(port: &ServicePort) -> LocalView {
     LocalView { backends: port.local.iter().map(address).collect(), why: port.local_why.into() }
 }
 
-/// What of the kernel's tables is not as the objects want it.
-pub(super) fn audit(shared: &Shared) -> Result<Vec<AuditView>, MapError> {
-    let differences = shared.core().audit()?.into_iter();
-    Ok(differences
-        .map(|Difference { place, desired, kernel }| AuditView { place, desired, kernel })
-        .collect())
+/// What of the node is not as the objects want it.
+pub(super) fn audit(findings: &Findings) -> Vec<AuditView> {
+    let view = |Difference { place, desired, kernel }| AuditView { place, desired, kernel };
+    findings.all().cloned().map(view).collect()
 }
 
 /// All pods of this node, by attachment.
