@@ -1,6 +1,7 @@
 //! Which service an index in the kernel's table means.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 
 use portolan_abi::{Frontend, FrontendKey};
 use portolan_core::wire::proto;
@@ -40,6 +41,39 @@ impl Names {
     /// All indexes of a service `namespace/name`: it has one for each port and family.
     pub(in crate::cli) fn indexes(&self, service: &str) -> BTreeSet<u32> {
         self.0.iter().filter(|(_, name)| name.service == service).map(|(index, _)| *index).collect()
+    }
+}
+
+/// Names of services by their frontends, as packets have them.
+#[derive(Clone, Debug, Default)]
+pub(in crate::cli) struct Ends {
+    /// `TCP` or `UDP`, address (none: every address of the node), port → `namespace/name:port`.
+    frontends: HashMap<(String, Option<IpAddr>, u16), String>,
+    /// Addresses of the node.
+    nodes: Vec<IpAddr>,
+}
+
+impl Ends {
+    pub(in crate::cli) fn new(services: &[ServiceView], nodes: Vec<IpAddr>) -> Self {
+        let mut frontends = HashMap::new();
+        for service in services {
+            for port in &service.ports {
+                let name = name(service, port).port;
+                let keys = port.frontends.iter().map(|it| (port.protocol.clone(), it.address, it.port));
+                frontends.extend(keys.map(|key| (key, name.clone())));
+            }
+        }
+        Self { frontends, nodes }
+    }
+
+    /// The frontend at an end of a packet, as `explain` calls it, and its service `namespace/name:port`.
+    pub(in crate::cli) fn frontend(&self, protocol: &str, end: SocketAddr) -> Option<(String, &str)> {
+        let get = |address| self.frontends.get(&(protocol.to_owned(), address, end.port()));
+        if let Some(service) = get(Some(end.ip())) {
+            return Some((end.to_string(), service));
+        }
+        let service = get(None).filter(|_| self.nodes.contains(&end.ip()))?;
+        Some((format!("NodePort {}", end.port()), service))
     }
 }
 
