@@ -38,6 +38,16 @@ pub(super) struct Explanation {
     pub(super) meaning: &'static str,
 }
 
+impl Explanation {
+    /// Another program sees the packet after the first one left it alone.
+    pub(super) fn goes_on(&mut self, next: Self, caught: &str) {
+        self.steps.push(Step { step: "caught", finding: caught.to_owned() });
+        self.steps.extend(next.steps);
+        (self.outcome, self.dropped) = (next.outcome, next.dropped);
+        (self.result, self.meaning) = (next.result, next.meaning);
+    }
+}
+
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Step {
@@ -160,11 +170,7 @@ impl Story<'_> {
         }
         let place = if is_any(key.addr) { format!("NodePort {port}") } else { end((ip, port)) };
         let frontend = found?;
-        Some(format!("{place} is a frontend of service {}", self.service(frontend.service)))
-    }
-
-    fn service(&self, index: u32) -> String {
-        self.node.names.get(index).map_or_else(|| format!("#{index}"), str::to_owned)
+        Some(format!("{place} is a frontend of service {}", self.node.service(frontend.service)))
     }
 
     /// What the backend sees as its client, and why.
