@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use portolan_tests::lab::{
-    Agent, AgentOptions, Cluster, NODE_ADDRESSES, Netns, Pod, Shop, WebServer, binary, cluster_address, get,
-    node_address, public_address, service,
+    Agent, AgentOptions, Cluster, Condition, Endpoint, NODE_ADDRESSES, Netns, Pod, Shop, WebServer, binary,
+    cluster_address, get, node_address, public_address, service, slice,
 };
 use serde_json::Value;
 
@@ -143,7 +143,7 @@ fn change(shop: &Shop, extra: &str) -> Result<()> {
 fn explain_tells_what_the_backend_sees_of_its_client() -> Result<()> {
     let shop = Shop::open(&[0, 1])?;
     for v6 in [false, true] {
-        shop.publish(|index| (index == 0).then_some(portolan_tests::lab::Condition::Ready))?;
+        shop.publish(|index| (index == 0).then_some(Condition::Ready))?;
         shop.settle()?;
         let client = shop.client.address(v6).to_string();
         says(&shop, &client, cluster_address(v6), ("source", &["the client itself", &client]))?;
@@ -152,7 +152,7 @@ fn explain_tells_what_the_backend_sees_of_its_client() -> Result<()> {
         let words = ["the backend is the client", if v6 { "fd70:6f72:746f::1" } else { "169.254.1.1" }];
         says(&shop, &own, cluster_address(v6), ("source", &words))?;
         // A NodePort of this node whose only backend is on the other: masqueraded, from the range.
-        shop.publish(|index| (index == 1).then_some(portolan_tests::lab::Condition::Ready))?;
+        shop.publish(|index| (index == 1).then_some(Condition::Ready))?;
         shop.settle()?;
         let node = NODE_ADDRESSES[0][usize::from(v6)];
         let words = ["the backend sees this node", node, "(ports 10240–29999)"];
@@ -193,6 +193,34 @@ fn explain_tells_of_affinity_and_source_ranges_and_addresses_that_nobody_has() -
         let nobody = SocketAddr::new(if v6 { "fd00:10:96::200" } else { "10.96.0.200" }.parse()?, PORT);
         let said = says(&shop, &client, nobody, ("frontend", &["is no service's address"]))?;
         ensure!(said["outcome"] == "unknown-service" && said["dropped"] == true, "{said:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn explain_tells_that_backends_are_terminating_or_meant_for_this_node() -> Result<()> {
+    let shop = Shop::open(&[0, 1])?;
+    shop.publish(|_| Some(Condition::Terminating))?;
+    shop.settle()?;
+    for v6 in [false, true] {
+        let words = ["2 backends on all nodes together", "terminating backends: none is ready"];
+        says(&shop, "shop/client", cluster_address(v6), ("policy", &words))?;
+    }
+    let hinted = |v6| {
+        let endpoints = shop.backends.iter().map(|backend| {
+            let extra = format!(
+                "conditions: {{ready: true}}, hints: {{forNodes: [{{name: node{}}}]}}",
+                backend.node + 1
+            );
+            Endpoint::new(backend.pod.address(v6), backend.node, &extra)
+        });
+        slice(&format!("web{v6}"), "web", "{name: http, port: 8080}", &endpoints.collect::<Vec<_>>())
+    };
+    shop.cluster.write("slices.yaml", &[false, true].map(hinted).concat())?;
+    shop.settle()?;
+    for v6 in [false, true] {
+        let words = ["1 backend meant for this node", "all hints name nodes"];
+        says(&shop, "shop/client", cluster_address(v6), ("policy", &words))?;
     }
     Ok(())
 }

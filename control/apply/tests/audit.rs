@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use portolan_abi::{Backend, Config, Endpoint, Frontend, FrontendKey, SourceKey, Words, endpoint_flag};
+use portolan_abi::{
+    Backend, Config, Endpoint, Frontend, FrontendKey, SourceKey, Words, endpoint_flag, frontend_flag,
+};
 use portolan_apply::{Applier, Difference, audit, audit_pods};
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::{Object, Sizes, Tables};
@@ -162,7 +164,13 @@ const SPOILED_SERVICES: [(&[&str], Spoil<'static>); 7] = [
 ];
 
 /// What no frontend leads to.
-const SPOILED_REST: [(&[&str], Spoil<'static>); 6] = [
+const SPOILED_REST: [(&[&str], Spoil<'static>); 7] = [
+    (&["address 192.0.2.111"], &|t| {
+        let key = FrontendKey { addr: Words::<1>::from_octets([192, 0, 2, 111]), ..mark(0) };
+        let value = t.v4.frontends.get(&key).unwrap().unwrap();
+        let flags = value.flags | frontend_flag::NODEPORT;
+        t.v4.frontends.insert(&key, &Frontend { flags, ..value }).unwrap();
+    }),
     (&["node: masquerade ports"], &|t| t.config.write(0, Config { masquerade_count: 0, ..CONFIG })),
     (
         &[

@@ -16,6 +16,7 @@ use super::frame::Probe;
 use super::live::Look;
 use super::place::{Place, is_any};
 use super::{Node, Protocol};
+use crate::api::Why;
 use crate::cli::text::{BAD, Cell, Column, FAINT, GOOD, HEAD, Table, count};
 
 /// What became of the packet, step by step.
@@ -121,7 +122,8 @@ impl Story<'_> {
             }
             Look::Service(index, service) => {
                 found.service = service.as_ref();
-                ("policy", policy(*index, found.service, found.frontend, self.place.hook))
+                let why = |local| self.node.names.why(*index, local);
+                ("policy", policy(*index, found.service, found.frontend, self.place.hook, why))
             }
             Look::Source(_, true) => ("client", "in one of loadBalancerSourceRanges".to_owned()),
             Look::Source(_, false) => ("client", "in none of loadBalancerSourceRanges".to_owned()),
@@ -248,7 +250,13 @@ fn flow_text<A>(flow: Option<&Flow<A>>) -> String {
 }
 
 /// Which set the policy allows: the names of Kubernetes' fields, and whom they concern.
-fn policy(index: u32, service: Option<&Service>, frontend: Option<&Frontend>, hook: Hook) -> String {
+fn policy(
+    index: u32,
+    service: Option<&Service>,
+    frontend: Option<&Frontend>,
+    hook: Hook,
+    why: impl Fn(bool) -> Why,
+) -> String {
     let Some(service) = service else { return format!("service #{index} is missing: report this") };
     let external = frontend.is_some_and(|frontend| frontend.flags & frontend_flag::EXTERNAL != 0);
     let (field, flag) = match external {
@@ -257,13 +265,23 @@ fn policy(index: u32, service: Option<&Service>, frontend: Option<&Frontend>, ho
     };
     let value = if service.flags & flag != 0 { "Local" } else { "Cluster" };
     let local = value == "Local" && !(external && hook != Hook::Uplink);
-    let (ring, place) =
-        if local { (service.local, " on this node") } else { (service.cluster, " on all nodes together") };
+    let ring = if local { service.local } else { service.cluster };
     let aside = match (value, local) {
         ("Local", false) => ", which does not bind clients inside of the cluster",
         _ => "",
     };
-    format!("{field}: {value}{aside}; {}{place}", count(ring.len() as usize, "backend"))
+    format!("{field}: {value}{aside}; {} {}", count(ring.len() as usize, "backend"), whose(local, why(local)))
+}
+
+/// Where the backends of a set are, and why it has those and no others.
+fn whose(local: bool, why: Why) -> String {
+    let place = match (local, why) {
+        (true, _) => "on this node",
+        (false, Why::SameNode) => "meant for this node",
+        (false, Why::SameZone) => "meant for this node's zone",
+        (false, Why::Ready | Why::Terminating) => "on all nodes together",
+    };
+    why.as_text().map_or_else(|| place.to_owned(), |reason| format!("{place} ({reason})"))
 }
 
 fn affinity(memory: Option<&Affinity>, service: Option<&Service>) -> String {
@@ -327,4 +345,24 @@ pub(super) fn text(explanation: &Explanation) -> String {
     let meaning = format!("{}: {}", explanation.outcome, explanation.meaning);
     table.row(["counted as".into(), Cell::styled(meaning, FAINT)]);
     table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_told_with_what_narrowed_it() {
+        let told = [
+            (false, Why::Ready, "on all nodes together"),
+            (false, Why::SameNode, "meant for this node (same node only: all hints name nodes)"),
+            (false, Why::SameZone, "meant for this node's zone (same zone only: all hints name zones)"),
+            (false, Why::Terminating, "on all nodes together (terminating backends: none is ready)"),
+            (true, Why::Ready, "on this node"),
+            (true, Why::Terminating, "on this node (terminating backends: none is ready)"),
+        ];
+        for (local, why, text) in told {
+            assert_eq!(whose(local, why), text);
+        }
+    }
 }

@@ -9,7 +9,7 @@ use portolan_core::{Address, Family, V4, V6};
 use portolan_node::maps::NodeFamily;
 
 use super::super::service::full_name;
-use crate::api::{PortView, ServiceView};
+use crate::api::{PortView, ServiceView, Why};
 
 /// Names of services by index. The agent knows frontends by service, the kernel's tables know indexes by frontend.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +21,8 @@ struct Name {
     service: String,
     /// `namespace/name:port`, without the port if it has no name.
     port: String,
+    /// Why its Cluster set and its Local set are as they are.
+    why: [Why; 2],
 }
 
 type Frontends<F> = [(FrontendKey<<F as Family>::Addr>, Frontend)];
@@ -36,6 +38,11 @@ impl Names {
     /// `namespace/name:port` of an index.
     pub(in crate::cli) fn get(&self, index: u32) -> Option<&str> {
         self.0.get(&index).map(|name| name.port.as_str())
+    }
+
+    /// Why the Cluster set of an index, or its Local set, is as it is.
+    pub(in crate::cli) fn why(&self, index: u32, local: bool) -> Why {
+        self.0.get(&index).map_or(Why::Ready, |name| name.why[usize::from(local)])
     }
 
     /// All indexes of a service `namespace/name`: it has one for each port and family.
@@ -96,10 +103,11 @@ fn add<F: NodeFamily>(
     }
 }
 
-fn name(service: &ServiceView, port: &PortView) -> Name {
+fn name(service: &ServiceView, view: &PortView) -> Name {
     let service = full_name(&service);
-    let port = if port.name.is_empty() { service.clone() } else { format!("{service}:{}", port.name) };
-    Name { service, port }
+    let port = if view.name.is_empty() { service.clone() } else { format!("{service}:{}", view.name) };
+    let local = view.local.as_ref().map_or(Why::Ready, |local| local.why);
+    Name { service, port, why: [view.why, local] }
 }
 
 /// The keys of a port's frontends.
