@@ -1,5 +1,6 @@
 //! Services that come, change and go: new connections follow the object, and nothing of before is left.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -49,26 +50,49 @@ fn slices(shop: &Shop, service: &str, ports: &str) -> String {
     FAMILIES.map(of).concat()
 }
 
-/// Every one is served over TCP and UDP, or every one is not.
-fn all_are(served: bool, asked: &[(&Netns, SocketAddr)], why: &str) -> Result<()> {
+/// What a client meets where it asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Served,
+    /// It is told at once: nobody listens at that port.
+    Refused,
+    /// Nobody answers.
+    Silent,
+    /// It is nobody's address: silence, or a router that knows no way. Nobody refuses.
+    Nowhere,
+}
+
+use Fate::{Nowhere, Refused, Served, Silent};
+
+/// Every one meets the same over TCP and UDP.
+fn all_are(fate: Fate, asked: &[(&Netns, SocketAddr)], why: &str) -> Result<()> {
     std::thread::scope(|scope| {
-        let questions = asked.iter().map(|(netns, to)| {
-            scope.spawn(move || -> Result<()> {
-                for udp in [false, true] {
-                    if served {
-                        (if udp { udp_ask(netns, *to) } else { get(netns, *to) })
-                            .map_err(|error| error.context(format!("{why}: {} asks {to}", netns.name())))?;
-                    } else {
-                        let outcome = failure(netns, udp, *to, Duration::from_millis(400))?;
-                        ensure!(outcome.is_some(), "{why}: {} is served at {to}, UDP {udp}", netns.name());
-                    }
-                }
-                Ok(())
-            })
-        });
-        let questions: Vec<_> = questions.collect();
+        let questions: Vec<_> =
+            asked.iter().map(|(netns, to)| scope.spawn(move || meets(fate, netns, *to, why))).collect();
         questions.into_iter().try_for_each(|it| it.join().expect("a question has no bug"))
     })
+}
+
+fn meets(fate: Fate, netns: &Netns, to: SocketAddr, why: &str) -> Result<()> {
+    for udp in [false, true] {
+        let expected: &[ErrorKind] = match fate {
+            Served => {
+                (if udp { udp_ask(netns, to) } else { get(netns, to) })
+                    .map_err(|error| error.context(format!("{why}: {} asks {to}", netns.name())))?;
+                continue;
+            }
+            Refused => &[ErrorKind::ConnectionRefused],
+            Silent => &[ErrorKind::TimedOut],
+            Nowhere => &[ErrorKind::TimedOut, ErrorKind::HostUnreachable],
+        };
+        let outcome = failure(netns, udp, to, Duration::from_millis(400))?;
+        ensure!(
+            outcome.is_some_and(|outcome| expected.contains(&outcome)),
+            "{why}: {} meets {outcome:?} at {to}, UDP {udp}, not {fate:?}",
+            netns.name()
+        );
+    }
+    Ok(())
 }
 
 /// Who asks a cluster address: a pod, and the host of either node.
@@ -88,14 +112,16 @@ fn a_service_is_served_at_the_addresses_that_its_type_has() -> Result<()> {
     let shop = Shop::open(&[0, 1])?;
     let backends = slices(&shop, "other", SLICE_PORTS);
     let kinds = [
-        ("type: ExternalName, externalName: example.org", false, false),
-        ("type: ClusterIP", true, false),
-        ("type: ExternalName, externalName: example.org", false, false),
-        ("type: NodePort", true, true),
-        ("type: ClusterIP", true, false),
-        ("type: LoadBalancer", true, true),
-        ("type: ExternalName, externalName: example.org", false, false),
+        ("type: ExternalName, externalName: example.org", Silent, Refused),
+        ("type: ClusterIP", Served, Refused),
+        ("type: ExternalName, externalName: example.org", Silent, Refused),
+        ("type: NodePort", Served, Served),
+        ("type: ClusterIP", Served, Refused),
+        ("type: LoadBalancer", Served, Served),
+        ("type: ExternalName, externalName: example.org", Silent, Refused),
     ];
+    // An address of the service range that nobody has is dropped; a port that no service has on a node is the node's own,
+    // where nothing listens.
     for (spec, cluster, node_port) in kinds {
         shop.cluster.write("other.yaml", &(other(60, "", spec) + &backends))?;
         shop.settle()?;
@@ -122,8 +148,9 @@ fn a_label_gives_a_service_away_and_its_removal_brings_it_back() -> Result<()> {
         let served = !metadata.contains("service.kubernetes.io");
         shop.cluster.write("other.yaml", &(other(60, metadata, "type: NodePort") + &backends))?;
         shop.settle()?;
-        all_are(served, &inside(&shop, 60), metadata)?;
-        all_are(served, &outside(&shop, NODE_ADDRESSES[0], NODE_PORT), metadata)?;
+        all_are(if served { Served } else { Silent }, &inside(&shop, 60), metadata)?;
+        let node_port = if served { Served } else { Refused };
+        all_are(node_port, &outside(&shop, NODE_ADDRESSES[0], NODE_PORT), metadata)?;
     }
     Ok(())
 }
@@ -132,15 +159,15 @@ fn a_label_gives_a_service_away_and_its_removal_brings_it_back() -> Result<()> {
 fn a_service_without_cluster_addresses_is_served_once_it_has_them() -> Result<()> {
     let shop = Shop::open(&[0])?;
     let backends = slices(&shop, "other", SLICE_PORTS);
-    for (spec, served) in [("clusterIP: None", false), ("", false)] {
+    for spec in ["clusterIP: None", ""] {
         let text = object("other", "", &format!("{spec}{}{PORTS}", if spec.is_empty() { "" } else { ", " }));
         shop.cluster.write("other.yaml", &(text + &backends))?;
         shop.settle()?;
-        all_are(served, &inside(&shop, 60), spec)?;
+        all_are(Silent, &inside(&shop, 60), spec)?;
     }
     shop.cluster.write("other.yaml", &(other(60, "", "type: ClusterIP") + &backends))?;
     shop.settle()?;
-    all_are(true, &inside(&shop, 60), "with addresses")
+    all_are(Served, &inside(&shop, 60), "with addresses")
 }
 
 #[test]
@@ -155,10 +182,10 @@ fn external_addresses_are_served_where_the_operator_allows_them_and_only_while_t
         let spec = format!("type: ClusterIP, externalIPs: [{v4}, \"{v6}\"]");
         shop.cluster.write("other.yaml", &(other(60, "", &spec) + &backends))?;
         shop.settle()?;
-        all_are(true, &outside(&shop, named, 80), "named")?;
-        all_are(false, &outside(&shop, others, 80), "not named")?;
+        all_are(Served, &outside(&shop, named, 80), "named")?;
+        all_are(Nowhere, &outside(&shop, others, 80), "not named")?;
         let pods: Vec<_> = named.map(|address| (&shop.client.netns, at(address, 80))).into();
-        all_are(true, &pods, "a pod")?;
+        all_are(Served, &pods, "a pod")?;
     }
     Ok(())
 }
@@ -169,18 +196,18 @@ fn an_ingress_address_is_served_in_mode_vip_alone() -> Result<()> {
     let backends = slices(&shop, "other", SLICE_PORTS);
     let addresses = ["198.51.100.41", "2001:db8:f::41"];
     let [v4, v6] = addresses;
-    for (mode, served) in [("", true), (", ipMode: Proxy", false), (", ipMode: VIP", true)] {
+    for (mode, fate) in [("", Served), (", ipMode: Proxy", Nowhere), (", ipMode: VIP", Served)] {
         let status = format!(
             "status: {{loadBalancer: {{ingress: [{{ip: {v4}{mode}}}, {{ip: \"{v6}\"{mode}}}, {{hostname: lb.example.org}}]}}}}\n"
         );
         let text = other(60, "", "type: LoadBalancer") + &status + &backends;
         shop.cluster.write("other.yaml", &text)?;
         shop.settle()?;
-        all_are(served, &outside(&shop, addresses, 80), mode)?;
+        all_are(fate, &outside(&shop, addresses, 80), mode)?;
         // Nor is a proxy's address taken from the proxy inside of the cluster.
         let pods: Vec<_> = addresses.map(|address| (&shop.client.netns, at(address, 80))).into();
-        all_are(served, &pods, mode)?;
-        all_are(true, &outside(&shop, NODE_ADDRESSES[1], NODE_PORT), mode)?;
+        all_are(fate, &pods, mode)?;
+        all_are(Served, &outside(&shop, NODE_ADDRESSES[1], NODE_PORT), mode)?;
     }
     Ok(())
 }
@@ -193,12 +220,12 @@ fn a_service_that_is_made_again_is_served_where_it_is_now() -> Result<()> {
     for last in [60, 60, 61, 60] {
         shop.cluster.write("other.yaml", &(other(last, "", "type: ClusterIP") + &backends))?;
         shop.settle()?;
-        all_are(true, &inside(&shop, last), "its address")?;
-        all_are(false, &inside(&shop, if last == 60 { 61 } else { 60 }), "the other address")?;
+        all_are(Served, &inside(&shop, last), "its address")?;
+        all_are(Silent, &inside(&shop, if last == 60 { 61 } else { 60 }), "the other address")?;
         if last == 60 {
             std::fs::remove_file(shop.cluster.objects().join("other.yaml"))?;
             shop.settle()?;
-            all_are(false, &inside(&shop, last), "removed")?;
+            all_are(Silent, &inside(&shop, last), "removed")?;
         }
     }
     Ok(())
@@ -216,15 +243,15 @@ fn services_come_and_go_without_touching_each_other() -> Result<()> {
         shop.cluster.write(&format!("{name}.yaml"), &whole(name, last))?;
     }
     shop.settle()?;
-    all_are(true, &[inside(&shop, 61), inside(&shop, 62)].concat(), "both are up")?;
+    all_are(Served, &[inside(&shop, 61), inside(&shop, 62)].concat(), "both are up")?;
     std::fs::remove_file(shop.cluster.objects().join("up1.yaml"))?;
     shop.settle()?;
-    all_are(false, &inside(&shop, 61), "the first is down")?;
-    all_are(true, &inside(&shop, 62), "the second stays")?;
+    all_are(Silent, &inside(&shop, 61), "the first is down")?;
+    all_are(Served, &inside(&shop, 62), "the second stays")?;
     shop.cluster.write("up3.yaml", &whole("up3", 63))?;
     shop.settle()?;
-    all_are(true, &[inside(&shop, 62), inside(&shop, 63)].concat(), "a third came")?;
-    all_are(false, &inside(&shop, 61), "the first is still down")?;
+    all_are(Served, &[inside(&shop, 62), inside(&shop, 63)].concat(), "a third came")?;
+    all_are(Silent, &inside(&shop, 61), "the first is still down")?;
     for open in open {
         let tally = open?.finish();
         ensure!(tally.failures.is_empty(), "{:?}", tally.failures);
@@ -244,21 +271,21 @@ fn ports_that_are_added_are_served_and_ports_that_are_deleted_are_not() -> Resul
     let all =
         format!("{SLICE_PORTS}, {{name: http2, port: 8081}}, {{name: echo2, port: 9001, protocol: UDP}}");
     let backends = slices(&shop, "other", &all);
-    for (ports, served) in [
-        (first.to_owned(), [true, false]),
-        (format!("{first}, {second}"), [true, true]),
-        (second.to_owned(), [false, true]),
-        (format!("{second}, {first}"), [true, true]),
+    for (ports, fates) in [
+        (first.to_owned(), [Served, Refused]),
+        (format!("{first}, {second}"), [Served, Served]),
+        (second.to_owned(), [Refused, Served]),
+        (format!("{second}, {first}"), [Served, Served]),
     ] {
         let text = named("other", 60, "", &format!("ports: [{ports}]"));
         shop.cluster.write("other.yaml", &(text + &backends))?;
         shop.settle()?;
-        for (port, served) in [80, 81].into_iter().zip(served) {
+        for (port, fate) in [80, 81].into_iter().zip(fates) {
             let asked: Vec<_> = inside(&shop, 60)
                 .into_iter()
                 .map(|(netns, to)| (netns, SocketAddr::new(to.ip(), port)))
                 .collect();
-            all_are(served, &asked, &ports)?;
+            all_are(fate, &asked, &ports)?;
         }
     }
     // Each port has its own backend port.

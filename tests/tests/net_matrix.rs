@@ -2,7 +2,8 @@
 //! and IPv6, under every policy.
 //!
 //! There is one backend on each node. A test publishes some of them, and states for every cell of the table whether it
-//! is served, and by which node's backend, refused, or dropped; the last two are counted where they happen.
+//! is served, and by which node's backend, refused, or dropped; the last two are counted where they happen. `portolan
+//! explain` has to say the same of every cell.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -208,6 +209,7 @@ impl Stage {
             failures.extend(self.ask_all(&questions));
         }
         failures.extend(misses(&asked, &before, &self.counted()?));
+        failures.extend(self.explain_all(&asked));
         ensure!(failures.is_empty(), "{} of {}: {failures:#?}", failures.len(), asked.len());
         Ok(())
     }
@@ -229,6 +231,48 @@ impl Stage {
             Refused(_) => fails(netns, udp, to, ErrorKind::ConnectionRefused),
             Dropped(_) => fails(netns, udp, to, ErrorKind::TimedOut),
         }
+    }
+
+    /// What `explain` says otherwise than is expected.
+    fn explain_all(&self, questions: &[Question]) -> Vec<String> {
+        let wrong = |it: &Question| self.explain(it).err().map(|error| format!("{it:?}: {error:#}"));
+        // A process for each question: not all at once.
+        let lanes = questions.chunks(questions.len().div_ceil(4));
+        std::thread::scope(|scope| {
+            let lanes: Vec<_> = lanes
+                .map(|lane| scope.spawn(move || lane.iter().filter_map(wrong).collect::<Vec<_>>()))
+                .collect();
+            lanes.into_iter().flat_map(|lane| lane.join().expect("a question has no bug")).collect()
+        })
+    }
+
+    /// Asks the node that decides what it would do with the flow's first packet.
+    fn explain(&self, question: &Question) -> Result<()> {
+        let Question { cell, verdict, v6, udp, to } = *question;
+        let source = match (cell.who, cell.entry()) {
+            (Host(_), None) => "host".to_owned(),
+            _ => self.own_address(cell.who, v6)?.to_string(),
+        };
+        let proto = if udp { "udp" } else { "tcp" };
+        // A port that no client of before had.
+        let line = format!("explain {source} {to} --proto {proto} --source-port 1025 -o json");
+        let said: Value = serde_json::from_str(&self.shop.agents[cell.judge()].view(&line)?)?;
+        match verdict {
+            Refused(name) | Dropped(name) => {
+                ensure!(said["outcome"] == name && said["dropped"] == true, "{said:#}");
+            }
+            Served(nodes) => {
+                let port = if udp { 9000 } else { 8080 };
+                let backends = self.shop.backends.iter().filter(|it| nodes.contains(&it.node));
+                let ends = backends.map(|it| SocketAddr::new(it.pod.address(v6), port).to_string());
+                let steps = said["steps"].as_array().context("no steps")?;
+                let chosen = steps.iter().find(|step| step["step"] == "backend");
+                let chosen = chosen.and_then(|step| step["finding"].as_str()).context("no backend")?;
+                let named = ends.into_iter().any(|end| chosen.ends_with(&format!(" is {end}")));
+                ensure!(named && said["dropped"] == false, "{said:#}");
+            }
+        }
+        Ok(())
     }
 
     /// Asks until every expected backend has answered, but at least a few times, to hear of another one.

@@ -169,6 +169,37 @@ fn load_balancer_source_ranges_admit_only_whom_they_name() -> Result<()> {
     Ok(())
 }
 
+/// What `service show` says of the service.
+fn conditions(shop: &Shop) -> Result<String> {
+    let shown: serde_json::Value =
+        serde_json::from_str(&shop.agents[0].view("service show shop/web -o json")?)?;
+    Ok(shown["conditions"].to_string())
+}
+
+#[test]
+fn a_range_that_admits_everybody_of_one_family_admits_nobody_of_the_other() -> Result<()> {
+    let shop = Shop::open(&[0])?;
+    for (ranges, open_v6, told) in [
+        ("0.0.0.0/0, \"2001:db8:c:1::/64\"", false, ""),
+        ("203.0.113.128/25, \"::/0\"", true, ""),
+        // A family of which no range says anything is closed.
+        ("0.0.0.0/0", false, "NobodyAdmitted: 2001:db8:f::10 is closed"),
+        ("\"::/0\"", true, "NobodyAdmitted: 198.51.100.10 is closed"),
+    ] {
+        change(&shop, &format!("  loadBalancerSourceRanges: [{ranges}]\n"))?;
+        for netns in [&shop.cluster.client, &shop.client.netns] {
+            get(netns, public_address(open_v6))
+                .with_context(|| format!("{ranges}: the family that is open"))?;
+            is_silent(netns, public_address(!open_v6))?;
+            assert!(is_pinged(netns, public_address(open_v6)), "{ranges}");
+            assert!(!is_pinged(netns, public_address(!open_v6)), "{ranges}");
+        }
+        let found = conditions(&shop)?;
+        assert!(found.contains(told) && (found == "[]") == told.is_empty(), "{ranges}: {found}");
+    }
+    Ok(())
+}
+
 /// Whether one ICMP echo to an address is answered.
 fn is_pinged(client: &Netns, to: SocketAddr) -> bool {
     client.run(&format!("ping -c 1 -W 0.5 {}", to.ip())).is_ok()

@@ -48,9 +48,12 @@ fn failure(netns: &Netns, to: &str) -> Result<Option<ErrorKind>> {
     })?
 }
 
+/// The services of which a port is served.
 fn services(shop: &Shop) -> Result<BTreeSet<String>> {
     let list: Value = serde_json::from_str(&shop.agents[0].view("service list -o json")?)?;
-    let names = list.as_array().context("no list")?.iter().filter_map(|it| it["name"].as_str());
+    let has_ports = |it: &&Value| it["ports"].as_array().is_some_and(|ports| !ports.is_empty());
+    let served = list.as_array().context("no list")?.iter().filter(has_ports);
+    let names = served.filter_map(|it| it["name"].as_str());
     Ok(names.map(str::to_owned).collect())
 }
 
@@ -219,6 +222,80 @@ fn a_node_port_is_open_at_the_nodes_own_addresses_and_nowhere_else() -> Result<(
         let pod = SocketAddr::new(shop.client.address(v6), NODE_PORT);
         assert_eq!(get(&shop.backends[0].pod.netns, pod)?.0, "own", "a pod's port of this number is its own");
         assert_eq!(get(node, pod)?.0, "own", "to the host as well");
+    }
+    Ok(())
+}
+
+/// Writes the nodes with second addresses of the first one, and waits until its agent knows them.
+fn add_second_addresses(shop: &Shop, [v4, v6]: [&str; 2]) -> Result<()> {
+    let node = &shop.cluster.nodes[0].netns;
+    node.ip(&format!("address add {v4}/24 dev eth0"))?;
+    node.ip(&format!("address add {v6}/64 dev eth0 nodad"))?;
+    let nodes = std::fs::read_to_string(shop.cluster.objects().join("nodes.yaml"))?;
+    let primary = "  - {type: InternalIP, address: \"2001:db8:1::11\"}\n";
+    let all = format!(
+        "{primary}  - {{type: InternalIP, address: {v4}}}\n  - {{type: InternalIP, address: \"{v6}\"}}\n"
+    );
+    shop.cluster.write("nodes.yaml", &nodes.replace(primary, &all))?;
+    let known = || shop.agents[0].view("status -o json").ok()?.contains(v6).then_some(());
+    poll(AT_ONCE, "the agent knows the addresses", known)
+}
+
+/// Whether the NodePort answers at both addresses of a node, to everybody who may ask.
+fn answers_at(shop: &Shop, [v4, v6]: [&str; 2]) -> Result<bool> {
+    let mut found = BTreeSet::new();
+    for address in [v4, v6] {
+        let to = SocketAddr::new(address.parse()?, NODE_PORT).to_string();
+        for netns in [&shop.cluster.client, &shop.client.netns, &shop.cluster.nodes[0].netns] {
+            found.insert(failure(netns, &to)?);
+        }
+    }
+    let all = found.len() == 1;
+    ensure!(
+        all && found.iter().all(|it| it.is_none_or(|it| it == ErrorKind::ConnectionRefused)),
+        "{found:?}"
+    );
+    Ok(found.contains(&None))
+}
+
+#[test]
+fn node_ports_are_open_at_the_first_address_of_each_family_unless_prefixes_say_where() -> Result<()> {
+    let mut shop = Shop::open(&[0, 1])?;
+    let (first, second) = (NODE_ADDRESSES[0], ["192.0.2.111", "2001:db8:1::111"]);
+    add_second_addresses(&shop, second)?;
+    assert_eq!([answers_at(&shop, first)?, answers_at(&shop, second)?], [true, false], "by default");
+    for address in second {
+        let to = SocketAddr::new(address.parse()?, NODE_PORT);
+        let source = if to.is_ipv4() { "203.0.113.10" } else { "2001:db8:c::10" };
+        let told = shop.agents[0].view(&format!("explain {source} {to}"))?;
+        let why =
+            format!("{address} is an address of this node that answers no NodePorts (--nodeport-addresses)");
+        ensure!(told.contains(&why), "{told}");
+    }
+    // It is the node's own address all the same: a process there is a backend.
+    let _own = WebServer::start(&shop.cluster.nodes[0].netns, 6443, "node1")?;
+    let slices = FAMILIES.map(|v6| {
+        let address = second[usize::from(v6)].parse::<IpAddr>();
+        address.map(|address| slice(&format!("s{v6}"), "ours", "{name: http, port: 6443}", &[address]))
+    });
+    let text = plain("ours", "", "clusterIPs: [10.96.0.49, \"fd00:10:96::49\"]") + "---\n";
+    shop.cluster
+        .write("ours.yaml", &slices.into_iter().try_fold(text, |text, it| it.map(|it| text + &it))?)?;
+    for to in ["10.96.0.49:80", "[fd00:10:96::49]:80"] {
+        let to = to.parse()?;
+        poll(AT_ONCE, "the host answers", || get(&shop.client.netns, to).ok())?;
+        assert_eq!(servers(&shop.client.netns, to)?, BTreeSet::from(["node1".to_owned()]));
+    }
+    for (prefixes, expected) in [
+        ("192.0.2.111/32,2001:db8:1::111/128", [false, true]),
+        ("192.0.2.0/24,2001:db8:1::/64", [true, true]),
+        ("primary", [true, false]),
+    ] {
+        shop.agents[0].restart_with("--nodeport-addresses", prefixes)?;
+        assert_eq!([answers_at(&shop, first)?, answers_at(&shop, second)?], expected, "{prefixes}");
+        shop.agents[0]
+            .view("audit")
+            .with_context(|| format!("{prefixes}: the tables are not as they should be"))?;
     }
     Ok(())
 }

@@ -158,11 +158,16 @@ fn a_bad_document_is_refused_by_file_line_object_field_and_reason_and_costs_no_o
         assert_eq!(get(&shop.client.netns, address.parse()?)?.0, "b0", "{address}");
     }
     let list = shop.agents[0].view("service list")?;
-    ensure!(!list.contains("shop/bad") && list.contains("first"), "{list}");
+    ensure!(list.contains("first"), "{list}");
     // The same words wherever an operator may look.
     let words = refused(&shop.agents[0])?.remove(0);
     ensure!(shop.agents[0].log().contains(&words), "not in the log: {words}");
     ensure!(shop.agents[0].view("status")?.contains(&words), "not in the status: {words}");
+    let shown = shop.agents[0].view("service show shop/bad")?;
+    ensure!(
+        shown.contains(&words) && shown.contains("no port of it is served"),
+        "not at the service: {shown}"
+    );
     let metrics = shop.cluster.nodes[0].netns.run("curl -gsS http://127.0.0.1:10249/metrics")?;
     ensure!(metrics.contains("\nportolan_refused_documents 1\n"), "not in the metrics");
     // Mended, it serves, and nobody complains any more.

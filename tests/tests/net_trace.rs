@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::process::{Child, ChildStderr, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use portolan_tests::lab::{Agent, Capture, Shop, cluster_address, get, run};
-use serde_json::Value;
+use portolan_tests::lab::{Agent, Capture, Shop, cluster_address, get, node_address, run};
+use serde_json::{Value, json};
 
 /// A running trace. Dropping it ends the process.
 struct Trace {
@@ -79,6 +79,16 @@ fn a_request_is_shown(shop: &Shop, v6: bool) -> Result<()> {
     ensure!(answer["packet"]["source"] == backend.to_string(), "{answer:#}");
     ensure!(answer["became"]["destination"] == client, "{answer:#}");
 
+    let expected = json!({
+        "frontend": vip.to_string(),
+        "service": "shop/web:http",
+        "backend": backend.to_string(),
+        "backendPod": format!("shop/{name}"),
+    });
+    for packet in [syn, answer] {
+        ensure!(packet["service"] == expected, "{packet:#}, not {expected:#}");
+    }
+
     let port = client.rsplit(':').next().context("no port")?;
     let seen = capture.until(&["Flags [S]", port])?;
     let sent = seen.iter().filter(|line| line.contains("Flags [S]") && line.contains(port)).count();
@@ -101,8 +111,36 @@ fn a_trace_shows_each_packet_before_and_after_and_says_why_one_is_dropped() -> R
         let drop = named(&packets, "from_pod", "S")?;
         ensure!(drop["outcome"] == "rejected-unknown-port" && drop["dropped"] == true, "{drop:#}");
         ensure!(drop["packet"]["destination"] == nobody.to_string() && drop["became"].is_null(), "{drop:#}");
+        ensure!(drop["service"].is_null(), "no service has that port: {drop:#}");
         ensure!(packets.iter().all(|it| it["dropped"] == true), "{packets:#?}");
     }
+    Ok(())
+}
+
+#[test]
+fn packets_to_a_node_port_and_refused_ones_are_shown_with_their_service() -> Result<()> {
+    let shop = Shop::open(&[0])?;
+    for v6 in [false, true] {
+        let to = node_address(0, v6);
+        let trace = Trace::start(&shop.agents[0], &format!("--port {}", to.port()))?;
+        get(&shop.cluster.client, to)?;
+        let packets = trace.stop()?;
+        let syn = named(&packets, "from_uplink", "S")?;
+        let seen = &syn["service"];
+        ensure!(seen["frontend"] == format!("NodePort {}", to.port()), "{syn:#}");
+        ensure!(seen["service"] == "shop/web:http" && seen["backendPod"] == "shop/b0", "{syn:#}");
+    }
+    shop.publish(|_| None)?;
+    shop.wait_for_backends(0)?;
+    let trace = Trace::start(&shop.agents[0], "--drops")?;
+    get(&shop.client.netns, cluster_address(false)).expect_err("there is no backend");
+    let packets = trace.stop()?;
+    let drop = named(&packets, "from_pod", "S")?;
+    ensure!(drop["outcome"] == "rejected-no-backend", "{drop:#}");
+    ensure!(
+        drop["service"]["service"] == "shop/web:http" && drop["service"]["backend"].is_null(),
+        "{drop:#}"
+    );
     Ok(())
 }
 

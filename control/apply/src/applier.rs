@@ -1,7 +1,6 @@
 //! The one writer of the service tables.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -10,7 +9,7 @@ use portolan_core::{V4, V6};
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::grace::{self, Resting};
 use portolan_node::{MapError, Tables};
-use portolan_plan::{ServicePlan, ServicePort};
+use portolan_plan::{NodePlan, ServicePlan, ServicePort};
 
 use crate::family::{FamilyState, Size};
 use crate::index::IndexPool;
@@ -152,15 +151,10 @@ impl Applier {
     ///
     /// # Errors
     /// A table cannot be written.
-    pub fn set_node(
-        &mut self,
-        config: Config,
-        addresses: &[IpAddr],
-        peers: &[IpAddr],
-    ) -> Result<(), ApplyError> {
+    pub fn set_node(&mut self, config: Config, node: &NodePlan) -> Result<(), ApplyError> {
         self.tables.config.write(0, config);
-        self.v4.set_nodes(addresses, peers);
-        self.v6.set_nodes(addresses, peers);
+        self.v4.set_nodes(node);
+        self.v6.set_nodes(node);
         self.v4.refresh_flags(&mut self.tables.v4);
         self.v6.refresh_flags(&mut self.tables.v6);
         self.flush()
@@ -268,9 +262,7 @@ impl Applier {
             self.stale.insert(index);
         }
         // Flows and memories of before this agent started may be of any service and any backend.
-        let udp = self.installed.values().flat_map(Installed::ports);
-        let udp = udp.filter(|(port, _)| port.name.protocol == Protocol::Udp).map(|(_, slot)| slot.index);
-        self.stale.extend(udp);
+        self.suspect_flows();
         self.outdate_all()?;
         for ring in self.rings.unused() {
             self.resting.add(Retired::Ring(ring));
@@ -282,6 +274,15 @@ impl Applier {
             self.resting.add(Retired::BackendV6(index));
         }
         self.settle()
+    }
+
+    /// Has the next [`collect`](crate::collect) look at all UDP flows, also at those of services that are no more: one
+    /// that a change should have removed, and did not, would go on for ever.
+    pub fn suspect_flows(&mut self) {
+        let ports = self.installed.values().flat_map(Installed::ports);
+        let tcp = ports.filter(|(port, _)| port.name.protocol == Protocol::Tcp).map(|(_, slot)| slot.index);
+        let tcp: HashSet<u32, RandomState> = tcp.collect();
+        self.stale.extend((0..self.tables.services.len()).filter(|index| !tcp.contains(index)));
     }
 
     /// How full the tables are.

@@ -1,24 +1,28 @@
 //! Whether the kernel's tables are what they should be. Reads nothing but the kernel's own dump: what the applier
 //! remembers of its writes proves nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod node;
+mod pods;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
 
-use portolan_abi::{FrontendKey, Ring, backend_flag, frontend_flag};
+use portolan_abi::{Config, Frontend, FrontendKey, Ring, backend_flag, frontend_flag};
 use portolan_core::wire::proto;
 use portolan_core::{Address, V4, V6};
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::maps::NodeFamily;
 use portolan_node::{FamilyTables, MapError, Tables};
-use portolan_plan::{BackendAddr, ServicePlan, ServicePort, maglev};
+use portolan_plan::{BackendAddr, NodePlan, ServicePlan, ServicePort, maglev};
 
 use crate::family::{frontend_flags, service_flags};
+pub use pods::audit_pods;
 
 /// One thing that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Difference {
-    /// A frontend or an address.
+    /// A frontend, an address, a field of the node's record, a pod.
     pub place: String,
     /// What should be there; `None`: nothing.
     pub desired: Option<String>,
@@ -44,46 +48,82 @@ struct Behind {
 /// Address (unspecified: a NodePort), port (0: a mark), protocol.
 type Place = (IpAddr, u16, u8);
 
-/// Compares the kernel's tables with what these services, addresses of the node and
-/// addresses of other nodes need. Every difference, sorted.
+/// What is wanted at each place.
+#[derive(Default)]
+struct Desired {
+    places: BTreeMap<Place, Behind>,
+    /// Source ranges of the services of an address whose mark may name them; it has room for one.
+    admitted: BTreeMap<IpAddr, Vec<BTreeSet<String>>>,
+}
+
+/// What the kernel has at each place, and what belongs to none.
+#[derive(Default)]
+struct Kernel {
+    places: BTreeMap<Place, Behind>,
+    astray: Vec<Difference>,
+}
+
+/// Compares the kernel's tables with what these services and the node need. Every difference: first those of the
+/// node's own record, which is `config` once it is known, then by place, then what belongs to no place. Pods are compared by [`audit_pods`].
 ///
 /// # Errors
 /// A table cannot be read.
 pub fn audit<'a>(
     tables: &Tables,
     services: impl IntoIterator<Item = (&'a ServiceKey, &'a ServicePlan)>,
-    nodes: &[IpAddr],
-    peers: &[IpAddr],
+    node: &NodePlan,
+    config: Option<Config>,
 ) -> Result<Vec<Difference>, MapError> {
-    let mut desired = BTreeMap::new();
+    let mut desired = Desired::default();
     for (_, plan) in services {
         for port in &plan.ports {
             want(port, &mut desired);
         }
     }
-    for node in nodes {
-        desired.entry((*node, 0, 0)).or_default().flags |= frontend_flag::NODE;
+    let marks = [
+        (&node.addresses, frontend_flag::NODE),
+        (&node.node_ports, frontend_flag::NODEPORT),
+        (&node.peers, frontend_flag::PEER),
+    ];
+    for (addresses, flag) in marks {
+        for address in addresses {
+            desired.places.entry((*address, 0, 0)).or_default().flags |= flag;
+        }
     }
-    for peer in peers {
-        desired.entry((*peer, 0, 0)).or_default().flags |= frontend_flag::PEER;
-    }
-    let mut kernel = BTreeMap::new();
-    read::<V4>(tables, &tables.v4, nodes, &mut kernel)?;
-    read::<V6>(tables, &tables.v6, nodes, &mut kernel)?;
-    let places: BTreeSet<&Place> = desired.keys().chain(kernel.keys()).collect();
+    let mut kernel = Kernel::default();
+    read::<V4>(tables, &tables.v4, &node.addresses, &mut kernel)?;
+    read::<V6>(tables, &tables.v6, &node.addresses, &mut kernel)?;
+    choose_sources(&mut desired, &kernel);
+    let (wanted, there) = (&desired.places, &kernel.places);
+    let places: BTreeSet<&Place> = wanted.keys().chain(there.keys()).collect();
     let differences = places.into_iter().filter_map(|place| {
-        let (desired, kernel) = (desired.get(place), kernel.get(place));
+        let (desired, kernel) = (wanted.get(place), there.get(place));
         (desired != kernel).then(|| Difference {
             place: name(place),
             desired: desired.map(Behind::text),
             kernel: kernel.map(Behind::text),
         })
     });
-    Ok(differences.collect())
+    let own = config.map(|config| node::differences(&config, &tables.config.read(0)));
+    Ok(own.into_iter().flatten().chain(differences).chain(kernel.astray).collect())
+}
+
+/// Of several restricted services on one address, any may be the one whose ranges guard echo.
+fn choose_sources(desired: &mut Desired, kernel: &Kernel) {
+    for (addr, choices) in &desired.admitted {
+        let place = (*addr, 0, 0);
+        let Some(mark) = desired.places.get_mut(&place) else { continue };
+        if mark.flags & frontend_flag::SOURCES == 0 {
+            continue;
+        }
+        let there = kernel.places.get(&place).map(|mark| &mark.sources);
+        let chosen = choices.iter().find(|choice| Some(*choice) == there).or(choices.first());
+        mark.sources = chosen.cloned().unwrap_or_default();
+    }
 }
 
 /// What a port of a service needs.
-fn want(port: &ServicePort, desired: &mut BTreeMap<Place, Behind>) {
+fn want(port: &ServicePort, desired: &mut Desired) {
     let any: IpAddr = match port.name.family {
         Family::V4 => [0; 4].into(),
         Family::V6 => [0; 16].into(),
@@ -96,6 +136,8 @@ fn want(port: &ServicePort, desired: &mut BTreeMap<Place, Behind>) {
     let set = |set: &[BackendAddr]| set.iter().map(at).collect();
     let table =
         |set: &[BackendAddr]| maglev::table(set).iter().map(|place| at(&set[*place as usize])).collect();
+    let ranges = port.sources.iter().flatten().map(|range| prefix(range.network(), range.prefix()));
+    let ranges: BTreeSet<String> = ranges.collect();
     for frontend in &port.frontends {
         let behind = Behind {
             flags: frontend_flags(port, frontend),
@@ -103,17 +145,12 @@ fn want(port: &ServicePort, desired: &mut BTreeMap<Place, Behind>) {
             affinity: port.affinity.unwrap_or(0),
             cluster: if port.consistent { table(&port.cluster) } else { set(&port.cluster) },
             local: set(&port.local),
-            sources: port
-                .sources
-                .iter()
-                .flatten()
-                .map(|range| prefix(range.network(), range.prefix()))
-                .collect(),
+            sources: ranges.clone(),
             broken: Vec::new(),
         };
-        desired.insert((frontend.addr.unwrap_or(any), frontend.port, protocol), behind);
+        desired.places.insert((frontend.addr.unwrap_or(any), frontend.port, protocol), behind);
         if let Some(addr) = frontend.addr {
-            let mark = desired.entry((addr, 0, 0)).or_default();
+            let mark = desired.places.entry((addr, 0, 0)).or_default();
             let answered = mark.flags & frontend_flag::ANSWERS != 0;
             let restricted = frontend_flags(port, frontend) & frontend_flag::SOURCES;
             mark.flags |= frontend_flag::VIP;
@@ -122,35 +159,72 @@ fn want(port: &ServicePort, desired: &mut BTreeMap<Place, Behind>) {
                 let others = if answered { mark.flags } else { frontend_flag::SOURCES };
                 mark.flags =
                     (mark.flags & !frontend_flag::SOURCES) | (restricted & others) | frontend_flag::ANSWERS;
+                if restricted != 0 {
+                    desired.admitted.entry(addr).or_default().push(ranges.clone());
+                }
             }
         }
     }
 }
+
+/// Source ranges by the index of their service.
+type Sources = BTreeMap<u32, BTreeSet<String>>;
 
 /// What the kernel has.
 fn read<F: NodeFamily>(
     tables: &Tables,
     family: &FamilyTables<F>,
     nodes: &[IpAddr],
-    kernel: &mut BTreeMap<Place, Behind>,
+    kernel: &mut Kernel,
 ) -> Result<(), MapError> {
-    let mut sources: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+    let mut sources = Sources::new();
     for (key, _) in family.sources.dump()? {
         let text = prefix(F::ip(key.addr), key.bits.saturating_sub(32) as u8);
         sources.entry(key.service).or_default().insert(text);
     }
-    for (key, value) in family.frontends.dump()? {
-        let FrontendKey { addr, port, proto, .. } = key;
-        let place = (F::ip(addr), u16::from_be(port), proto);
+    let is_mark =
+        |key: &FrontendKey<F::Addr>| key.port == 0 && key.proto == 0 && key.addr != F::Addr::UNSPECIFIED;
+    let (marks, frontends): (Vec<_>, Vec<_>) =
+        family.frontends.dump()?.into_iter().partition(|(key, _)| is_mark(key));
+    for (key, value) in &frontends {
         let mut behind = Behind { flags: value.flags, ..Behind::default() };
-        let is_mark = port == 0 && proto == 0 && addr != F::Addr::UNSPECIFIED;
-        if !is_mark {
-            follow(tables, family, nodes, value.service, &mut behind);
-            behind.sources = sources.get(&value.service).cloned().unwrap_or_default();
-        }
-        kernel.insert(place, behind);
+        follow(tables, family, nodes, value.service, &mut behind);
+        behind.sources = sources.get(&value.service).cloned().unwrap_or_default();
+        kernel.places.insert((F::ip(key.addr), u16::from_be(key.port), key.proto), behind);
     }
+    let owners: HashSet<(F::Addr, u32)> =
+        frontends.iter().map(|(key, value)| (key.addr, value.service)).collect();
+    for (key, value) in marks {
+        let owned = owners.contains(&(key.addr, value.service));
+        kernel.places.insert((F::ip(key.addr), 0, 0), mark(&value, owned, &sources));
+    }
+    let used: HashSet<u32> = frontends.iter().map(|(_, value)| value.service).collect();
+    let astray = sources.into_iter().filter(|(index, _)| !used.contains(index));
+    kernel.astray.extend(astray.map(|(index, ranges)| Difference {
+        place: format!(
+            "{} source ranges of service #{index}, which has no frontend",
+            F::SUFFIX.replace('V', "IPv")
+        ),
+        desired: None,
+        kernel: Some(list(&ranges)),
+    }));
     Ok(())
+}
+
+/// What an address's mark says; `owned`: the service it names has a frontend at that address.
+fn mark(value: &Frontend, owned: bool, sources: &Sources) -> Behind {
+    let mut behind = Behind { flags: value.flags, ..Behind::default() };
+    if value.flags & frontend_flag::SOURCES == 0 {
+        if value.service != 0 {
+            behind.broken.push(format!("names service #{}, whose ranges nobody asks for", value.service));
+        }
+        return behind;
+    }
+    behind.sources = sources.get(&value.service).cloned().unwrap_or_default();
+    if !owned {
+        behind.broken.push(format!("names service #{}, which is not at this address", value.service));
+    }
+    behind
 }
 
 /// From a service's index to its backends.
@@ -211,8 +285,7 @@ impl Behind {
         part("affinity", format!("{} s", self.affinity), self.affinity != 0);
         part("backends", ring(&self.cluster), !self.cluster.is_empty());
         part("local backends", ring(&self.local), !self.local.is_empty());
-        let sources: Vec<&str> = self.sources.iter().map(String::as_str).collect();
-        part("sources", sources.join(" "), !sources.is_empty());
+        part("sources", list(&self.sources), !self.sources.is_empty());
         part("broken:", self.broken.join("; "), !self.broken.is_empty());
         parts.join(", ")
     }
@@ -232,6 +305,10 @@ fn ring(slots: &[SocketAddr]) -> String {
     slots.hash(&mut order);
     let backends: BTreeSet<&SocketAddr> = slots.iter().collect();
     format!("{} in {} slots, order {:016x}", join(&mut backends.into_iter()), slots.len(), order.finish())
+}
+
+fn list(ranges: &BTreeSet<String>) -> String {
+    ranges.iter().map(String::as_str).collect::<Vec<_>>().join(" ")
 }
 
 fn prefix(addr: IpAddr, length: u8) -> String {

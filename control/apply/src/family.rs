@@ -3,7 +3,6 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash as StdHash;
-use std::net::IpAddr;
 
 use foldhash::fast::RandomState;
 use portolan_abi::{Backend, Frontend, FrontendKey, backend_flag, frontend_flag, service_flag};
@@ -12,7 +11,7 @@ use portolan_core::wire::proto;
 use portolan_model::Protocol;
 use portolan_node::maps::{Hash, NodeFamily};
 use portolan_node::{FamilyTables, MapError};
-use portolan_plan::{BackendAddr, FrontendAddr, Scope, ServicePort};
+use portolan_plan::{BackendAddr, FrontendAddr, NodePlan, Scope, ServicePort};
 
 use crate::index::IndexPool;
 use crate::sources::Sources;
@@ -32,6 +31,8 @@ pub(crate) struct FamilyState<F: NodeFamily> {
     /// Addresses whose mark may be another; some more than once.
     touched: Vec<F::Addr>,
     nodes: HashSet<F::Addr, RandomState>,
+    /// Those of them that answer NodePorts.
+    node_ports: HashSet<F::Addr, RandomState>,
     peers: HashSet<F::Addr, RandomState>,
     pub(crate) backends: Map<(F::Addr, u16), Use>,
     pub(crate) indexes: IndexPool,
@@ -85,6 +86,7 @@ where
             vips: Map::default(),
             touched: Vec::new(),
             nodes: HashSet::default(),
+            node_ports: HashSet::default(),
             peers: HashSet::default(),
             backends: Map::default(),
             indexes: IndexPool::new(tables.backends.len()),
@@ -174,8 +176,13 @@ where
     }
 
     /// The node's own addresses, and those of the other nodes.
-    pub(crate) fn set_nodes(&mut self, addresses: &[IpAddr], peers: &[IpAddr]) {
-        for (known, new) in [(&mut self.nodes, addresses), (&mut self.peers, peers)] {
+    pub(crate) fn set_nodes(&mut self, node: &NodePlan) {
+        let sets = [
+            (&mut self.nodes, &node.addresses),
+            (&mut self.node_ports, &node.node_ports),
+            (&mut self.peers, &node.peers),
+        ];
+        for (known, new) in sets {
             let new: HashSet<_, RandomState> = new.iter().copied().filter_map(F::of).collect();
             self.touched.extend(known.symmetric_difference(&new).copied());
             *known = new;
@@ -230,6 +237,9 @@ where
 
     fn mark(&mut self, addr: F::Addr) {
         let mut flags = if self.nodes.contains(&addr) { frontend_flag::NODE } else { 0 };
+        if self.node_ports.contains(&addr) {
+            flags |= frontend_flag::NODEPORT;
+        }
         if self.peers.contains(&addr) {
             flags |= frontend_flag::PEER;
         }

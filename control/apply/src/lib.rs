@@ -17,6 +17,6 @@ mod rings;
 mod sources;
 
 pub use applier::{Applier, ApplyError, Outcome, PortState, Refused, Usage};
-pub use audit::{Difference, audit};
+pub use audit::{Difference, audit, audit_pods};
 pub use flows::{Collected, Stale, collect, ticks};
 pub use ports::PortUser;

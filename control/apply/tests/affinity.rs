@@ -8,7 +8,7 @@ use portolan_abi::{Affinity, AffinityKey, Words};
 use portolan_apply::{Applier, ticks};
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::{Object, Sizes};
-use portolan_plan::{BackendAddr, FrontendAddr, PortName, Scope, ServicePlan, ServicePort};
+use portolan_plan::{BackendAddr, FrontendAddr, PortName, Scope, ServicePlan, ServicePort, Why};
 
 const CLIENT: Words<1> = Words::<1>::from_octets([10, 244, 0, 200]);
 
@@ -40,6 +40,8 @@ fn plan(number: u8, affinity: Option<u32>, backends: &[u8]) -> Arc<ServicePlan> 
             }],
             local: cluster.iter().copied().filter(|backend| backend.local).collect(),
             cluster,
+            why: Why::Ready,
+            local_why: Why::Ready,
             internal_local: true,
             external_local: false,
             consistent: false,

@@ -8,7 +8,7 @@ use portolan_abi::{Frontend, FrontendKey, Words, frontend_flag};
 use portolan_apply::{Applier, audit};
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::{Object, Sizes};
-use portolan_plan::{BackendAddr, FrontendAddr, PortName, Scope, ServicePlan, ServicePort};
+use portolan_plan::{BackendAddr, FrontendAddr, NodePlan, PortName, Scope, ServicePlan, ServicePort, Why};
 
 const SHARED: [u8; 4] = [198, 51, 100, 9];
 
@@ -30,7 +30,9 @@ fn plan(port: u16, restricted: bool, backends: bool) -> Arc<ServicePlan> {
                 scope: Scope::LoadBalancer,
             }],
             cluster: if backends { vec![backend] } else { Vec::new() },
+            why: Why::Ready,
             local: Vec::new(),
+            local_why: Why::Ready,
             internal_local: false,
             external_local: false,
             consistent: false,
@@ -94,6 +96,10 @@ fn a_shared_address_answers_echo_to_all_unless_every_service_on_it_that_answers_
         applier.apply(&[(key(port), plan)]).unwrap();
         assert_eq!(echo(&applier, &[80, 81, 82]), expected, "step {number}");
         let desired = services.iter().map(|(key, plan)| (key, &**plan));
-        assert_eq!(audit(applier.tables(), desired, &[], &[]).unwrap(), [], "step {number}");
+        assert_eq!(
+            audit(applier.tables(), desired, &NodePlan::default(), None).unwrap(),
+            [],
+            "step {number}"
+        );
     }
 }

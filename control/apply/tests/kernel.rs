@@ -10,7 +10,7 @@ use portolan_core::V4;
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::maps::NodeFamily;
 use portolan_node::{Object, Sizes, Tables};
-use portolan_plan::{BackendAddr, FrontendAddr, PortName, Scope, ServicePlan, ServicePort};
+use portolan_plan::{BackendAddr, FrontendAddr, PortName, Scope, ServicePlan, ServicePort, Why};
 use proptest::prelude::*;
 
 fn object() -> Object {
@@ -42,7 +42,9 @@ fn plan_at(number: u8, address: u8, backends: &[u8]) -> Arc<ServicePlan> {
             name,
             frontends: vec![frontend],
             cluster: backends.iter().map(backend).collect(),
+            why: Why::Ready,
             local: Vec::new(),
+            local_why: Why::Ready,
             internal_local: false,
             external_local: false,
             consistent: false,

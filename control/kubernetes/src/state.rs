@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use portolan_model::{Event, Invalid, Kind, ObjectKey, Refused, read};
+use portolan_model::{Event, Invalid, Kind, ObjectKey, Refused, read, service_of};
 use portolan_source::{Effect, Refusal};
 use serde_json::Value;
 
@@ -83,6 +83,7 @@ impl OfKind {
             file: Arc::clone(server),
             line: 0,
             object: Some(object.clone()),
+            service: service_of(object, document),
             field: invalid.field.clone(),
             reason: format!("expected {}, found {}", invalid.expected, invalid.found),
             effect,

@@ -23,7 +23,7 @@ pub use invalid::Invalid;
 pub use name::{Kind, Name, NamespacedName, ObjectKey, ServiceKey};
 pub use node::Node;
 pub use pod::Pod;
-pub use read::{Identity, Object, Reading, Refused, identify, read};
+pub use read::{Identity, Object, Reading, Refused, identify, read, service_of};
 pub use service::{Port, Protocol, Service, ServiceType, Timestamp};
 pub use slice::{Endpoint, EndpointSlice, Hints, SlicePort};
 pub use store::{Entry, Event, Store, Touched};

@@ -16,6 +16,9 @@ pub struct Node {
     pub name: Name,
     /// `status.addresses` of type `InternalIP`, in their order; the first of a family is the primary one.
     pub addresses: Vec<IpAddr>,
+    /// `status.addresses` of type `ExternalIP`: the node's own as well, so that no service may have one; nothing is sent
+    /// there and nothing is served there.
+    pub external: Vec<IpAddr>,
     /// `spec.podCIDRs`, at most one per family.
     pub pod_cidrs: Vec<IpNetwork>,
     /// Label `topology.kubernetes.io/zone`.
@@ -31,6 +34,7 @@ impl Node {
         Ok(Self {
             name: name.into(),
             addresses: addresses(&wire.status.addresses)?,
+            external: external(&wire.status.addresses),
             pod_cidrs: pod_cidrs(&wire.spec)?,
             zone,
         })
@@ -47,6 +51,12 @@ fn addresses(wires: &[wire::NodeAddress]) -> Result<Vec<IpAddr>, Invalid> {
     internal
         .map(|(i, wire)| address::parse(format!("status.addresses[{i}].address"), &wire.address))
         .collect()
+}
+
+/// What is no address cannot be one that a service asks for: nothing is lost with it.
+fn external(wires: &[wire::NodeAddress]) -> Vec<IpAddr> {
+    let external = wires.iter().filter(|wire| wire.kind == "ExternalIP");
+    external.filter_map(|wire| wire.address.parse().ok()).collect()
 }
 
 fn pod_cidrs(spec: &wire::NodeSpec) -> Result<Vec<IpNetwork>, Invalid> {

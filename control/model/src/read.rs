@@ -4,7 +4,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::name::{check_label, check_subdomain};
-use crate::{EndpointSlice, Invalid, Kind, NamespacedName, Node, ObjectKey, Pod, Service, wire};
+use crate::slice::SERVICE_NAME_LABEL;
+use crate::{EndpointSlice, Invalid, Kind, NamespacedName, Node, ObjectKey, Pod, Service, ServiceKey, wire};
 
 /// A valid object of one of our kinds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +128,20 @@ pub fn read(document: &Value) -> Result<Option<Reading>, Refused> {
     match object {
         Ok(object) => Ok(Some(Reading { object, warnings })),
         Err(invalid) => Err(Refused { key: Some(key), invalid }),
+    }
+}
+
+/// The service that an object is about: itself, or the one that an EndpointSlice is labelled with. Also of documents that
+/// are refused, as far as they tell.
+pub fn service_of(key: &ObjectKey, document: &Value) -> Option<ServiceKey> {
+    match key.kind {
+        Kind::Service => Some(key.id.clone()),
+        Kind::EndpointSlice => {
+            let name = document.get("metadata")?.get("labels")?.get(SERVICE_NAME_LABEL)?.as_str()?;
+            check_label("", name).ok()?;
+            Some(ServiceKey::new(key.id.namespace(), name))
+        }
+        Kind::Node | Kind::Pod => None,
     }
 }
 

@@ -34,7 +34,9 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` whose `ipMode` is `VIP` or absent (KEP-1860).
     pub ingress_ips: Vec<IpAddr>,
-    /// Who may use the ingress addresses; empty: everybody.
+    /// `status.loadBalancer.ingress[].ip` whose `ipMode` is `Proxy`: the load balancer's own, never served here.
+    pub proxied_ips: Vec<IpAddr>,
+    /// Who may use the ingress addresses, in both families as the object has them; empty: everybody.
     pub source_ranges: Vec<IpNetwork>,
     /// TCP and UDP ports. `(port, protocol)`, names and `(node_port, protocol)` are unique.
     pub ports: SmallVec<[Port; 1]>,
@@ -131,13 +133,15 @@ impl Service {
         if wire.spec.ports.is_empty() && kind != ServiceType::ExternalName && !headless {
             return Err(Invalid::absent("spec.ports", "at least one port"));
         }
+        let ingress = ingress_ips(&wire.status.load_balancer.ingress, warnings);
         Ok(Self {
             created: created.map(|t| Timestamp::parse("metadata.creationTimestamp", t)).transpose()?,
             kind,
             skipped,
             cluster_ips: if headless { SmallVec::new() } else { cluster_ips(&wire.spec)? },
-            external_ips: external_ips(&wire.spec.external_ips)?,
-            ingress_ips: ingress_ips(&wire.status.load_balancer.ingress, warnings),
+            external_ips: external_ips(&wire.spec.external_ips, warnings),
+            ingress_ips: ingress.served,
+            proxied_ips: ingress.proxied,
             source_ranges: source_ranges(&wire)?,
             ports,
             internal_local: is_local("internalTrafficPolicy", wire.spec.internal_traffic_policy.as_deref())?,
@@ -181,34 +185,47 @@ fn cluster_ips(spec: &wire::ServiceSpec) -> Result<SmallVec<[IpAddr; 2]>, Invali
     Ok(ips)
 }
 
-fn external_ips(texts: &[String]) -> Result<Vec<IpAddr>, Invalid> {
-    let parse = |(i, text): (usize, &String)| address::parse(format!("spec.externalIPs[{i}]"), text);
-    texts.iter().enumerate().map(parse).collect()
+/// An entry that is wrong costs itself: the service's other addresses do not depend on it.
+fn external_ips(texts: &[String], warnings: &mut Vec<Invalid>) -> Vec<IpAddr> {
+    let parse = |(i, text): (usize, &String)| {
+        address::parse(format!("spec.externalIPs[{i}]"), text).map_err(|invalid| warnings.push(invalid)).ok()
+    };
+    texts.iter().enumerate().filter_map(parse).collect()
+}
+
+/// Addresses that a load balancer gave, by who answers at them.
+#[derive(Default)]
+struct IngressIps {
+    served: Vec<IpAddr>,
+    proxied: Vec<IpAddr>,
 }
 
 /// Another component writes the status, so an entry that is wrong costs itself, not the service.
-fn ingress_ips(ingress: &[wire::Ingress], warnings: &mut Vec<Invalid>) -> Vec<IpAddr> {
-    let mut ips = Vec::new();
+fn ingress_ips(ingress: &[wire::Ingress], warnings: &mut Vec<Invalid>) -> IngressIps {
+    let mut ips = IngressIps::default();
     for (i, entry) in ingress.iter().enumerate() {
         let field = |name: &str| format!("status.loadBalancer.ingress[{i}].{name}");
         let Some(ip) = &entry.ip else { continue };
         match entry.ip_mode.as_deref() {
             None | Some("VIP") => match address::parse(field("ip"), ip) {
-                Ok(ip) => ips.push(ip),
+                Ok(ip) => ips.served.push(ip),
                 Err(invalid) => warnings.push(invalid),
             },
-            Some("Proxy") => {}
+            Some("Proxy") => match ip.parse() {
+                Ok(ip) => ips.proxied.push(ip),
+                Err(_) => warnings.push(Invalid::text(field("ip"), "an IP address", ip)),
+            },
             Some(other) => warnings.push(Invalid::text(field("ipMode"), "VIP or Proxy", other)),
         }
     }
     ips
 }
 
-/// A range of length 0 allows everybody and with that makes the others moot.
+/// All ranges, whatever their family and length: which of them say something about an address is the planner's to know.
 fn source_ranges(wire: &wire::Service) -> Result<Vec<IpNetwork>, Invalid> {
     let spec = &wire.spec.load_balancer_source_ranges;
     let annotation = wire.metadata.annotations.get(SOURCE_RANGES_ANNOTATION);
-    let ranges: Vec<IpNetwork> = match (spec.is_empty(), annotation) {
+    match (spec.is_empty(), annotation) {
         (true, Some(Value::String(list))) => list
             .split(',')
             .map(str::trim)
@@ -216,17 +233,16 @@ fn source_ranges(wire: &wire::Service) -> Result<Vec<IpNetwork>, Invalid> {
             .map(|text| {
                 address::parse_prefix(format!("metadata.annotations[{SOURCE_RANGES_ANNOTATION}]"), text)
             })
-            .collect::<Result<_, _>>()?,
-        (true, _) => Vec::new(),
+            .collect(),
+        (true, _) => Ok(Vec::new()),
         (false, _) => spec
             .iter()
             .enumerate()
             .map(|(i, text)| {
                 address::parse_prefix(format!("spec.loadBalancerSourceRanges[{i}]"), text.trim())
             })
-            .collect::<Result<_, _>>()?,
-    };
-    Ok(if ranges.iter().any(|range| range.prefix() == 0) { Vec::new() } else { ranges })
+            .collect(),
+    }
 }
 
 fn ports(wires: &[wire::ServicePort], warnings: &mut Vec<Invalid>) -> Result<SmallVec<[Port; 1]>, Invalid> {

@@ -9,7 +9,7 @@ use crate::name::{check_label, check_subdomain};
 use crate::service::{HEADLESS_LABEL, port_number, protocol};
 use crate::{Family, Invalid, Name, NamespacedName, Protocol, ServiceKey, address, wire};
 
-const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+pub(crate) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// A valid EndpointSlice.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -63,6 +63,20 @@ pub struct BackendAddr {
     pub local: bool,
 }
 
+/// Why the backends of a set are those and no others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Why {
+    /// They are ready.
+    #[default]
+    Ready,
+    /// They are ready and meant for this node by their hints (KEP-3015).
+    SameNode,
+    /// They are ready and meant for this node's zone by their hints (KEP-2433).
+    SameZone,
+    /// None is ready: they are ending and still answer (KEP-1669).
+    Terminating,
+}
+
 /// One service × port × family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
@@ -72,8 +86,12 @@ pub struct ServicePort {
     pub frontends: Vec<FrontendAddr>,
     /// The Cluster set, sorted and unique. Empty: no usable endpoint anywhere.
     pub cluster: Vec<BackendAddr>,
+    /// Why the Cluster set is as it is; `Ready` if it is empty.
+    pub why: Why,
     /// The Local set, sorted and unique; always empty where no policy asks for it.
     pub local: Vec<BackendAddr>,
+    /// Why the Local set is as it is: `Ready` or `Terminating`, because hints do not apply to it.
+    pub local_why: Why,
     /// `internalTrafficPolicy: Local`: ClusterIP flows use the Local set.
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local` and reachable from outside: flows from outside use the Local set.
@@ -87,6 +105,13 @@ pub struct ServicePort {
     pub consistent: bool,
     /// Session affinity by client address: its timeout, 1 to 86,400 seconds.
     pub affinity: Option<u32>,
+}
+
+impl ServicePort {
+    /// Whether any flow is given to the Local set, which else is empty.
+    pub const fn uses_local(&self) -> bool {
+        self.internal_local || self.external_local || self.direct
+    }
 }
 
 /// What one service should be.
@@ -123,6 +148,8 @@ pub struct SkippedRoute {
 pub struct NodePlan {
     /// This node's InternalIPs; empty while its Node object is not known.
     pub addresses: Vec<IpAddr>,
+    /// Those of them that answer NodePorts.
+    pub node_ports: Vec<IpAddr>,
     /// This node's podCIDRs.
     pub pod_cidrs: Vec<IpNetwork>,
     /// Sorted by prefix, which is unique.
@@ -148,6 +175,12 @@ pub enum Reason {
     NoClusterIp,
     /// Source ranges name nobody of the family of a load balancer address.
     NobodyAdmitted,
+    /// `externalIPs` are not served on this cluster.
+    ExternalIpsOff,
+    /// An address is of a family in which the service has no ClusterIP.
+    FamilyNotServed,
+    /// An address belongs to the load balancer, which sends traffic on by itself.
+    LeftToProxy,
 }
 
 impl Reason {
@@ -160,7 +193,15 @@ impl Reason {
             Reason::NodePortRange => "NodePortRange",
             Reason::NoClusterIp => "NoClusterIP",
             Reason::NobodyAdmitted => "NobodyAdmitted",
+            Reason::ExternalIpsOff => "ExternalIPsOff",
+            Reason::FamilyNotServed => "FamilyNotServed",
+            Reason::LeftToProxy => "LeftToProxy",
         }
+    }
+
+    /// Whether it is as the object wants it: worth knowing, nothing to mend.
+    pub const fn is_note(self) -> bool {
+        matches!(self, Reason::LeftToProxy)
     }
 }
 

@@ -14,6 +14,6 @@ mod service;
 
 pub use desired::{
     BackendAddr, Changes, Condition, FrontendAddr, NodePlan, PortName, Reason, Route, Scope, ServicePlan,
-    ServicePort, SkippedRoute,
+    ServicePort, SkippedRoute, Why,
 };
-pub use planner::{Extent, ExternalMode, Options, Planner};
+pub use planner::{Extent, ExternalMode, NodePortAddresses, Options, Planner};

@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use portolan_model::{Family, Node, Store};
 
-use crate::{NodePlan, Route, SkippedRoute};
+use crate::{NodePlan, NodePortAddresses, Route, SkippedRoute};
 
 /// Plans this node the other nodes, and the way to their podCIDRs.
-pub(crate) fn plan(store: &Store, this_node: &str) -> NodePlan {
+pub(crate) fn plan(store: &Store, this_node: &str, selected: &NodePortAddresses) -> NodePlan {
     let this = store.node(this_node);
     let mut plan = NodePlan {
         addresses: this.map(|node| node.addresses.clone()).unwrap_or_default(),
+        node_ports: this.map(|node| node_ports(node, selected)).unwrap_or_default(),
         pod_cidrs: this.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
         ..NodePlan::default()
     };
@@ -29,6 +30,15 @@ pub(crate) fn plan(store: &Store, this_node: &str) -> NodePlan {
     plan.peers.sort_unstable();
     plan.peers.dedup();
     plan
+}
+
+/// Those of a node's addresses that answer NodePorts.
+fn node_ports(node: &Node, selected: &NodePortAddresses) -> Vec<IpAddr> {
+    let within = |addr: &IpAddr| match selected {
+        NodePortAddresses::Primary => node.primary(Family::of(*addr)) == Some(*addr),
+        NodePortAddresses::Within(prefixes) => prefixes.iter().any(|prefix| prefix.contains(*addr)),
+    };
+    node.addresses.iter().copied().filter(within).collect()
 }
 
 /// The address through which a prefix is reached, or why it must not be routed: a route that covers its own

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
+use ipnetwork::IpNetwork;
 use portolan_model::{Entry, Name, Protocol, ServiceKey, Store, Touched};
 use smallvec::SmallVec;
 
@@ -15,17 +16,29 @@ use crate::service::{ClaimList, Context, Refused, claims_of, granted, plan, serv
 use crate::{Changes, Condition, NodePlan, ServicePlan, node};
 
 /// What the operator may choose.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Serve `spec.externalIPs`. Off by default: whoever may write a Service could take over any address
     /// (CVE-2020-8554).
     pub external_ips: bool,
     /// First and last NodePort that nodes answer on; `None`: any.
     pub node_ports: Option<(u16, u16)>,
+    /// Which of a node's InternalIPs answer NodePorts.
+    pub node_port_addresses: NodePortAddresses,
     /// Ports that can be reached from outside choose their backends by consistent hashing.
     pub consistent: bool,
     /// How outside clients reach backends on other nodes.
     pub external_mode: ExternalMode,
+}
+
+/// Which of a node's InternalIPs answer NodePorts (KEP-3866).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// The first of each family.
+    #[default]
+    Primary,
+    /// Those within one of these prefixes.
+    Within(Vec<IpNetwork>),
 }
 
 /// How outside clients reach backends on other nodes.
@@ -74,7 +87,7 @@ pub struct Planner {
     conditions: BTreeMap<ServiceKey, Vec<Condition>>,
 }
 
-/// Every node's addresses and whose they are.
+/// Every node's own addresses, which no service may have, and whose they are.
 type NodeAddrs = HashMap<IpAddr, Name, RandomState>;
 
 /// What is known of one service from the last run.
@@ -197,14 +210,14 @@ impl Planner {
 
     /// Takes the nodes in, before any service is planned with them.
     fn refresh_nodes(&mut self, store: &Store, changes: &mut Changes) -> Moved {
-        let plan = node::plan(store, &self.place.node);
+        let plan = node::plan(store, &self.place.node, &self.options.node_port_addresses);
         if plan != self.node_plan {
             changes.node = Some(plan.clone());
             self.node_plan = plan;
         }
         let mut addrs = NodeAddrs::default();
         for node in store.nodes() {
-            for addr in &node.addresses {
+            for addr in node.addresses.iter().chain(&node.external) {
                 addrs.entry(*addr).or_insert_with(|| node.name.clone());
             }
         }

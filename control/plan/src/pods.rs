@@ -55,6 +55,7 @@ mod tests {
         Node {
             name: name.into(),
             addresses: Vec::new(),
+            external: Vec::new(),
             pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
             zone: None,
         }

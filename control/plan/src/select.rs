@@ -5,7 +5,7 @@
 
 use portolan_model::{Endpoint, EndpointSlice, Family, Hints, Name, Protocol};
 
-use crate::BackendAddr;
+use crate::{BackendAddr, Why};
 
 /// Where this node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,29 +24,43 @@ pub(crate) struct Wanted<'a> {
     pub(crate) local: bool,
 }
 
-/// Both sets, sorted and unique.
+/// Both sets, sorted and unique, and why they are as they are.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Selection {
     pub(crate) cluster: Vec<BackendAddr>,
+    pub(crate) why: Why,
     pub(crate) local: Vec<BackendAddr>,
+    pub(crate) local_why: Why,
 }
 
 /// Selects among a service's slices. Each slice has its own number behind the port's name.
 pub(crate) fn select(slices: &[EndpointSlice], wanted: Wanted<'_>, place: &Place) -> Selection {
     let candidates = candidates(slices, wanted, place);
     let topology = Topology::of(&candidates, place);
-    let mut cluster = collect(&candidates, |c| c.endpoint.ready && topology.passes(c, place));
-    if cluster.is_empty() {
-        cluster = collect(&candidates, |c| c.is_last_resort());
-    }
-    let mut local = Vec::new();
+    let ready = collect(&candidates, |c| c.endpoint.ready && topology.passes(c, place));
+    let (cluster, why) =
+        or_last_resort(ready, topology.why(), || collect(&candidates, |c| c.is_last_resort()));
+    let (mut local, mut local_why) = (Vec::new(), Why::Ready);
     if wanted.local {
-        local = collect(&candidates, |c| c.backend.local && c.endpoint.ready);
-        if local.is_empty() {
-            local = collect(&candidates, |c| c.backend.local && c.is_last_resort());
-        }
+        let ready = collect(&candidates, |c| c.backend.local && c.endpoint.ready);
+        let ending = || collect(&candidates, |c| c.backend.local && c.is_last_resort());
+        (local, local_why) = or_last_resort(ready, Why::Ready, ending);
     }
-    Selection { cluster, local }
+    Selection { cluster, why, local, local_why }
+}
+
+/// Who is ready; if nobody is, who is ending and still answers.
+fn or_last_resort(
+    ready: Vec<BackendAddr>,
+    why: Why,
+    ending: impl FnOnce() -> Vec<BackendAddr>,
+) -> (Vec<BackendAddr>, Why) {
+    if !ready.is_empty() {
+        return (ready, why);
+    }
+    let ending = ending();
+    let why = if ending.is_empty() { Why::Ready } else { Why::Terminating };
+    (ending, why)
 }
 
 struct Candidate<'a> {
@@ -119,6 +133,14 @@ impl Topology {
             Topology::SameZone
         } else {
             Topology::Off
+        }
+    }
+
+    fn why(self) -> Why {
+        match self {
+            Topology::Off => Why::Ready,
+            Topology::SameNode => Why::SameNode,
+            Topology::SameZone => Why::SameZone,
         }
     }
 

@@ -76,7 +76,7 @@ pub(crate) fn plan(
         }
         return None;
     };
-    note_nobody_admitted(service, &mut refused.conditions);
+    note_omissions(service, context.options, &mut refused.conditions);
     let mut ports = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
     for (family, port) in families_and_ports(service) {
         ports.push(plan_port(key, service, entry, (family, port), context, refused));
@@ -123,7 +123,9 @@ fn plan_port(
         name: PortName { service: key.clone(), port: port.name.clone(), protocol: port.protocol, family },
         frontends: granted,
         cluster: selection.cluster,
+        why: selection.why,
         local: selection.local,
+        local_why: selection.local_why,
         internal_local: service.internal_local,
         external_local,
         consistent: external && context.options.consistent,
@@ -165,14 +167,24 @@ fn load_balancer_ips(service: &Service) -> &[IpAddr] {
     if service.kind == ServiceType::LoadBalancer { &service.ingress_ips } else { &[] }
 }
 
-/// Who may use the load balancer addresses of a family. A service that names only clients of the other one is closed
-/// rather than open to everybody.
+fn proxied_ips(service: &Service) -> &[IpAddr] {
+    if service.kind == ServiceType::LoadBalancer { &service.proxied_ips } else { &[] }
+}
+
+/// Who may use the load balancer addresses of a family; `None`: everybody.
+///
+/// Each family by itself: a range of length 0 opens its own, and says nothing of the other. A family without any range,
+/// in a service that has some, is closed. kube-proxy opens it; but who names clients wants no others, and a list
+/// that was written before the service got its second family would let in everybody.
 fn sources(service: &Service, family: Family) -> Option<Vec<IpNetwork>> {
     if service.source_ranges.is_empty() {
         return None;
     }
     let ranges = service.source_ranges.iter().copied();
-    let mut ranges: Vec<_> = ranges.filter(|range| Family::of(range.network()) == family).collect();
+    let mut ranges: Vec<_> = ranges.filter(|range| Family::of_prefix(*range) == family).collect();
+    if ranges.iter().any(|range| range.prefix() == 0) {
+        return None;
+    }
     ranges.sort_unstable();
     ranges.dedup();
     Some(ranges)
@@ -250,16 +262,57 @@ fn note_missing_address(service: &Service, conditions: &mut Vec<Condition>) {
     }
 }
 
-fn note_nobody_admitted(service: &Service, conditions: &mut Vec<Condition>) {
-    for ip in load_balancer_ips(service) {
-        if sources(service, Family::of(*ip)).is_some_and(|ranges| ranges.is_empty()) {
-            conditions.push(Condition {
-                service: service.key.clone(),
-                reason: Reason::NobodyAdmitted,
-                message: format!(
-                    "{ip} is closed: loadBalancerSourceRanges has no range of its family; add one to open it"
-                ),
-            });
+/// What a served service asks for and does not get, for other reasons than somebody else's address.
+fn note_omissions(service: &Service, options: &Options, conditions: &mut Vec<Condition>) {
+    // The usual service has no address but its ClusterIPs.
+    if service.external_ips.is_empty() && service.ingress_ips.is_empty() && service.proxied_ips.is_empty() {
+        return;
+    }
+    let mut note = |reason, message| {
+        conditions.push(Condition { service: service.key.clone(), reason, message });
+    };
+    if !options.external_ips && !service.external_ips.is_empty() {
+        note(Reason::ExternalIpsOff, external_ips_off(&service.external_ips));
+    }
+    let external: &[IpAddr] = if options.external_ips { &service.external_ips } else { &[] };
+    for ip in load_balancer_ips(service).iter().chain(external) {
+        if !has_family(service, Family::of(*ip)) {
+            note(Reason::FamilyNotServed, family_not_served(*ip));
         }
     }
+    for ip in load_balancer_ips(service).iter().filter(|ip| has_family(service, Family::of(**ip))) {
+        if sources(service, Family::of(*ip)).is_some_and(|ranges| ranges.is_empty()) {
+            note(Reason::NobodyAdmitted, nobody_admitted(*ip));
+        }
+    }
+    for ip in proxied_ips(service) {
+        let message = format!("{ip} is left to the load balancer that has it: its ipMode is Proxy");
+        note(Reason::LeftToProxy, message);
+    }
+}
+
+fn has_family(service: &Service, family: Family) -> bool {
+    service.cluster_ips.iter().any(|ip| Family::of(*ip) == family)
+}
+
+fn external_ips_off(ips: &[IpAddr]) -> String {
+    let ips: Vec<String> = ips.iter().map(ToString::to_string).collect();
+    format!(
+        "{} of spec.externalIPs left out: agents serve them only if started with --external-ips",
+        ips.join(", ")
+    )
+}
+
+fn family_not_served(ip: IpAddr) -> String {
+    let family = Family::of(ip);
+    format!(
+        "{ip} is left out: the service has no {family} ClusterIP; add {family} to spec.ipFamilies, or take the address away"
+    )
+}
+
+fn nobody_admitted(ip: IpAddr) -> String {
+    let everybody = if ip.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+    format!(
+        "{ip} is closed: loadBalancerSourceRanges has no range of its family; add one to open it ({everybody}: to everybody)"
+    )
 }

@@ -4,7 +4,7 @@
 //! prints them as they are, so their field names are an interface.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -106,7 +106,7 @@ pub struct CidrView {
 }
 
 /// One service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceView {
     /// Namespace.
@@ -115,12 +115,15 @@ pub struct ServiceView {
     pub name: String,
     /// One for each port and family.
     pub ports: Vec<PortView>,
-    /// What of it is not served, and why.
+    /// What of it is not served, and why: `Reason: message`.
     pub conditions: Vec<String>,
+    /// What is as the object wants it but may surprise, in the same form.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// One port of a service in one family.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortView {
     /// Name of the port; may be empty.
@@ -131,7 +134,7 @@ pub struct PortView {
     pub family: String,
     /// Where clients send to.
     pub frontends: Vec<FrontendView>,
-    /// Who answers.
+    /// Who answers: the Cluster set.
     pub backends: Vec<BackendView>,
     /// Flows opened.
     pub flows: u64,
@@ -141,6 +144,70 @@ pub struct PortView {
     pub external_local: bool,
     /// Session affinity in seconds, if on.
     pub affinity: Option<u32>,
+    /// Why the Cluster set is those backends and no others.
+    #[serde(default)]
+    pub why: Why,
+    /// The Local set, which may differ in more than being a part of the other; absent: no policy asks for it.
+    #[serde(default)]
+    pub local: Option<LocalView>,
+    /// Who may use the load balancer's addresses; absent: everybody.
+    #[serde(default)]
+    pub sources: Option<Vec<String>>,
+    /// Outside clients of backends on other nodes are answered there (direct server return).
+    #[serde(default)]
+    pub direct: bool,
+    /// Backends are chosen by consistent hashing.
+    #[serde(default)]
+    pub consistent: bool,
+}
+
+/// The backends that a policy `Local` allows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalView {
+    /// The backends, which are on this node.
+    pub backends: Vec<SocketAddr>,
+    /// Why those and no others.
+    pub why: Why,
+}
+
+/// Why the backends of a set are those and no others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Why {
+    /// They are ready.
+    #[default]
+    Ready,
+    /// They are ready and meant for this node by their hints.
+    SameNode,
+    /// They are ready and meant for this node's zone by their hints.
+    SameZone,
+    /// None is ready: they are ending and still answer.
+    Terminating,
+}
+
+impl Why {
+    /// In words; nothing for what is usual.
+    #[must_use]
+    pub const fn as_text(self) -> Option<&'static str> {
+        match self {
+            Self::Ready => None,
+            Self::SameNode => Some("same node only: all hints name nodes"),
+            Self::SameZone => Some("same zone only: all hints name zones"),
+            Self::Terminating => Some("terminating backends: none is ready"),
+        }
+    }
+}
+
+impl From<portolan_plan::Why> for Why {
+    fn from(why: portolan_plan::Why) -> Self {
+        match why {
+            portolan_plan::Why::Ready => Self::Ready,
+            portolan_plan::Why::SameNode => Self::SameNode,
+            portolan_plan::Why::SameZone => Self::SameZone,
+            portolan_plan::Why::Terminating => Self::Terminating,
+        }
+    }
 }
 
 /// A frontend.
@@ -149,7 +216,7 @@ pub struct PortView {
 pub struct FrontendView {
     /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalIP`.
     pub kind: String,
-    /// The address; absent: every address of the node.
+    /// The address; absent: every address of the node that answers NodePorts.
     pub address: Option<IpAddr>,
     /// The port.
     pub port: u16,
@@ -169,11 +236,11 @@ pub struct BackendView {
     pub flows: u64,
 }
 
-/// Something in the kernel's tables that is not as it should be.
+/// Something in the kernel's tables, or of programs and pins, that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditView {
-    /// A frontend or an address.
+    /// A frontend, an address, a field of the node's record, a pod, a program, a pin.
     pub place: String,
     /// What should be there; absent: nothing.
     pub desired: Option<String>,

@@ -26,6 +26,7 @@ pub struct Metrics {
     last_sync: Gauge<f64, AtomicU64>,
     service_changes: Counter,
     endpoint_changes: Counter,
+    differences: Counter,
 }
 
 impl Default for Metrics {
@@ -44,6 +45,7 @@ impl Metrics {
             last_sync: Gauge::default(),
             service_changes: Counter::default(),
             endpoint_changes: Counter::default(),
+            differences: Counter::default(),
         }
     }
 
@@ -65,6 +67,11 @@ impl Metrics {
         self.endpoint_changes.inc_by(slices as u64);
     }
 
+    /// An audit has found so much that was not as it should be.
+    pub fn count_differences(&self, found: usize) {
+        self.differences.inc_by(found as u64);
+    }
+
     /// All metrics as text, version 0.0.4. `outcomes` are packets in the order of [`counter::ALL`].
     #[must_use]
     pub fn render(&self, status: &Status, services: &[ServiceView], outcomes: &[u64]) -> String {
@@ -76,6 +83,8 @@ impl Metrics {
         tables(portolan, status);
         pod_addresses(portolan, status);
         flows(portolan, services);
+        let help = "What audits found in the kernel that was not as the objects want it, and mended";
+        portolan.register("audit_differences", help, self.differences.clone());
         let mut text = String::new();
         // Writing to a string fails only if a metric cannot be encoded, which none of the kinds here can.
         if let Err(error) = text::encode_registry(&mut text, &registry) {

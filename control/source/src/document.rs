@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use portolan_model::{Invalid, Kind, Object, ObjectKey, Refused, read};
+use portolan_model::{Invalid, Kind, Object, ObjectKey, Refused, ServiceKey, read, service_of};
 use serde_json::Value;
 
 use crate::yaml::{self, Document, Node, NodeKind, SyntaxError};
@@ -17,14 +17,16 @@ pub(crate) struct Parsed {
     pub(crate) claims: Vec<Claim>,
     /// Problems of documents that do not tell which object they are. Any object of this file may be meant.
     pub(crate) nameless: Vec<Problem>,
-    /// Parts of good objects that were left out.
-    pub(crate) warnings: Vec<(ObjectKey, Problem)>,
+    /// Parts of good objects that were left out, with the service that the object is about.
+    pub(crate) warnings: Vec<(ObjectKey, Option<ServiceKey>, Problem)>,
 }
 
 /// A document that defines an object.
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub(crate) key: ObjectKey,
+    /// The service that the object is about.
+    pub(crate) service: Option<ServiceKey>,
     /// Where the object begins.
     pub(crate) line: u32,
     /// The object, or why it is refused.
@@ -47,7 +49,7 @@ impl Problem {
 
     pub(crate) fn refusal(&self, file: &Arc<PathBuf>, object: Option<ObjectKey>, effect: Effect) -> Refusal {
         let Self { line, field, reason } = self.clone();
-        Refusal { file: file.clone(), line, object, field, reason, effect }
+        Refusal { file: file.clone(), line, object, service: None, field, reason, effect }
     }
 
     fn syntax(error: SyntaxError, lines_before: u32) -> Self {
@@ -109,14 +111,12 @@ impl Parsed {
         match read(&value) {
             Ok(Some(reading)) => {
                 let key = reading.object.key();
-                self.warnings.extend(
-                    reading
-                        .warnings
-                        .into_iter()
-                        .map(|invalid| (key.clone(), Problem::invalid(invalid, node, lines_before))),
-                );
+                let service = service_of(&key, &value);
+                self.warnings.extend(reading.warnings.into_iter().map(|invalid| {
+                    (key.clone(), service.clone(), Problem::invalid(invalid, node, lines_before))
+                }));
                 let line = node.line + lines_before;
-                self.claims.push(Claim { key, line, content: Ok(Arc::new(reading.object)) });
+                self.claims.push(Claim { key, service, line, content: Ok(Arc::new(reading.object)) });
             }
             Ok(None) => {
                 let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
@@ -127,7 +127,8 @@ impl Parsed {
                 match key {
                     Some(key) => {
                         let line = node.line + lines_before;
-                        self.claims.push(Claim { key, line, content: Err(problem) });
+                        let service = service_of(&key, &value);
+                        self.claims.push(Claim { key, service, line, content: Err(problem) });
                     }
                     None => self.nameless.push(problem),
                 }

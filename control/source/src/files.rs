@@ -267,6 +267,7 @@ impl Worker {
             file: Arc::new(self.directory.path().to_owned()),
             line: 0,
             object: None,
+            service: None,
             field: String::new(),
             reason: format!("the directory cannot be listed: {error}"),
             effect: Effect::LastGoodServed,

@@ -88,20 +88,24 @@ impl Merge<'_> {
         let kept = if file.nameless.is_empty() { 0 } else { self.keep_all_of(path, file) };
         let effect = if kept > 0 { Effect::LastGoodServed } else { Effect::NotServed };
         self.refusals.extend(file.nameless.iter().map(|problem| problem.refusal(path, None, effect)));
-        for (key, problem) in &file.warnings {
+        for (key, service, problem) in &file.warnings {
             if self.served.get(key).is_some_and(|served| served.file == *path) {
-                self.refusals.push(problem.refusal(path, Some(key.clone()), Effect::RestServed));
+                let refusal = problem.refusal(path, Some(key.clone()), Effect::RestServed);
+                self.refusals.push(Refusal { service: service.clone(), ..refusal });
             }
         }
     }
 
     fn claim(&mut self, path: &Arc<PathBuf>, claim: &Claim) {
-        let key = || Some(claim.key.clone());
+        let refusal = |problem: &Problem, effect| Refusal {
+            service: claim.service.clone(),
+            ..problem.refusal(path, Some(claim.key.clone()), effect)
+        };
         if let Some(owner) = self.served.get(&claim.key) {
             let reason =
                 format!("{}:{} already defines it; remove one of them", owner.file.display(), owner.line);
             let problem = Problem { line: claim.line, field: String::new(), reason };
-            self.refusals.push(problem.refusal(path, key(), Effect::OtherServed));
+            self.refusals.push(refusal(&problem, Effect::OtherServed));
             return;
         }
         let object = match &claim.content {
@@ -109,7 +113,7 @@ impl Merge<'_> {
             Err(problem) => {
                 let last_good = self.before.get(&claim.key);
                 let effect = if last_good.is_some() { Effect::LastGoodServed } else { Effect::NotServed };
-                self.refusals.push(problem.refusal(path, key(), effect));
+                self.refusals.push(refusal(problem, effect));
                 let Some(last_good) = last_good else { return };
                 last_good.object.clone()
             }

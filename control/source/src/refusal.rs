@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use portolan_model::ObjectKey;
+use portolan_model::{ObjectKey, ServiceKey};
 
 /// A document, or a part of one, that is not used.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,6 +15,8 @@ pub struct Refusal {
     pub line: u32,
     /// The object, as far as the document tells.
     pub object: Option<ObjectKey>,
+    /// The service that the object is about: itself, or that of an EndpointSlice.
+    pub service: Option<ServiceKey>,
     /// Path of the field inside the object; empty: the object or document itself.
     pub field: String,
     /// What is wrong and what would be right.

@@ -64,42 +64,44 @@ outcomes! {
     REJECTED_NO_BACKEND = 9, "rejected-no-backend";
     /// The service address has no such port: the client was told at once. Check the service's ports.
     REJECTED_UNKNOWN_PORT = 10, "rejected-unknown-port";
-    /// The packet ends before its headers do. The sender or a device on the way is at fault.
+    /// The packet ends before its headers do. Capture it on its way here: its sender or a device between is at fault.
     DROP_TRUNCATED = 11, "truncated";
-    /// A header contradicts itself. The sender is at fault.
+    /// A header contradicts itself. Capture it on its way here: its sender is at fault.
     DROP_MALFORMED = 12, "malformed";
     /// A fragment to a service address whose packet no service takes, or whose first fragment did not come.
+    /// Send less at once, or look for what loses fragments on the way.
     DROP_FRAGMENT = 13, "fragment";
-    /// IP options or extension headers to a service address.
+    /// IP options or extension headers to a service address. Send without them, or to a backend itself.
     DROP_OPTIONS = 14, "options";
-    /// A protocol that services do not have. Services are TCP and UDP.
+    /// A protocol that services do not have: they are TCP and UDP. Use one of these, or ask a backend itself.
     DROP_PROTOCOL = 15, "protocol";
-    /// A pod sent neither IPv4 nor IPv6 (ARP, say). Pods have static neighbours and need none of it.
+    /// A pod sent neither IPv4 nor IPv6 (ARP, say). Pods have static neighbours and need none of it: stop what sends it,
+    /// if there is much of it.
     DROP_NOT_IP = 16, "not-ip";
-    /// A pod sent with an address that is not its own.
+    /// A pod sent with an address that is not its own. Have it send with one that `portolan pod list` shows.
     DROP_SPOOFED_ADDRESS = 17, "spoofed-address";
-    /// A pod sent with a MAC address that is not its own.
+    /// A pod sent with a MAC address that is not its own. Remove what bridges or changes it inside of the pod.
     DROP_SPOOFED_MAC = 18, "spoofed-mac";
     /// Link-local control traffic of a pod or on the service device (duplicate address detection, MLD), which has no
-    /// use there.
+    /// use there. Ignore it.
     DROP_LINK_LOCAL = 19, "link-local";
-    /// A pod sent to a multicast or broadcast address.
+    /// A pod sent to a multicast or broadcast address. Address its receivers one by one.
     DROP_MULTICAST = 20, "multicast";
-    /// A loopback address on a wire (RFC 1122 3.2.1.3, RFC 4291 2.5.3).
+    /// A loopback address on a wire (RFC 1122 3.2.1.3, RFC 4291 2.5.3). Use an address of the node or pod that is meant.
     DROP_LOOPBACK = 21, "loopback";
-    /// An address of the service range that no service has.
+    /// An address of the service range that no service has. Check it against `portolan service list`.
     DROP_UNKNOWN_SERVICE = 22, "unknown-service";
-    /// Traffic policy Local, and no backend on this node.
+    /// Traffic policy Local, and no backend on this node. Run one here, ask another node, or set the policy to Cluster.
     DROP_NO_LOCAL_BACKEND = 23, "no-local-backend";
     /// No route to the backend. Check the node's routes.
     DROP_NO_ROUTE = 24, "no-route";
     /// No free source port to masquerade with. Widen the masquerade range.
     DROP_NO_PORT = 25, "no-port";
-    /// The time to live ran out (RFC 1812 5.3.1).
+    /// The time to live ran out (RFC 1812 5.3.1). Look for a loop in the routes, unless this was a traceroute.
     DROP_TTL = 26, "ttl";
     /// The node has no address in this family to masquerade with. Give it one.
     DROP_NO_NODE_ADDRESS = 27, "no-node-address";
-    /// ICMP echo to a service address none of whose services has a backend.
+    /// ICMP echo to a service address none of whose services has a backend. Add an endpoint that is ready.
     DROP_ECHO = 28, "echo-no-backend";
     /// Must stay 0: a table index led nowhere. Run `portolan audit` and report it.
     DROP_DANGLING = 29, "dangling-index";
@@ -113,7 +115,7 @@ outcomes! {
     /// service on this node. If nodes sent it: give all nodes the same `--external-mode`.
     DROP_TUNNEL = 33, "tunnel";
     /// With the header that takes it to its backend's node it would not fit the uplink: the client was told the size
-    /// that does.
+    /// that does. Raise the uplink's MTU, if clients do not heed it.
     REJECTED_TOO_BIG = 34, "rejected-too-big";
     /// A fragment that came before the first one of its packet: it waits for that.
     FRAGMENT_WAITS = 35, "fragment-waits";

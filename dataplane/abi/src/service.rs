@@ -37,12 +37,14 @@ pub mod frontend_flag {
     pub const SOURCES: u32 = 1 << 1;
     /// Mark: the address belongs to services only; what asks for an unknown port is rejected.
     pub const VIP: u32 = 1 << 8;
-    /// Mark: the address is one of this node's, and answers NodePorts.
+    /// Mark: the address is one of this node's.
     pub const NODE: u32 = 1 << 9;
     /// Mark: at least one service on the address has a usable backend, so it answers ICMP echo.
     pub const ANSWERS: u32 = 1 << 10;
     /// Mark: the address is another node's, which may send packets of clients inside of its own.
     pub const PEER: u32 = 1 << 11;
+    /// Mark: the address is one of this node's that answer NodePorts.
+    pub const NODEPORT: u32 = 1 << 12;
 }
 
 /// A range of the slab as one word, so that it is published by one store: `offset << 32 | length`,

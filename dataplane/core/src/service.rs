@@ -36,7 +36,7 @@ pub(crate) fn resolve<F: Family, T: Tables<F>>(hook: Hook, key: &FlowKey<F::Addr
     }
     let port = split_ports(key.ports).1;
     // What another node sent here may have been asked of that node's address.
-    let nodes = frontend_flag::NODE | if hook == Hook::Tunnel { frontend_flag::PEER } else { 0 };
+    let nodes = frontend_flag::NODEPORT | if hook == Hook::Tunnel { frontend_flag::PEER } else { 0 };
     let asked = FrontendKey { addr: key.dst, port, proto: key.proto as u8, zero: 0 };
     destination::<F, T>(&asked, nodes, tables)
 }

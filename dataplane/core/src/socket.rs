@@ -91,7 +91,7 @@ fn frontend<F: Family, T: Tables<F>>(
         }
         node_port::<F, T>(asked, tables)
     } else {
-        destination::<F, T>(asked, frontend_flag::NODE, tables)
+        destination::<F, T>(asked, frontend_flag::NODEPORT, tables)
     };
     match found {
         Asked::Frontend(frontend) => Some(frontend),

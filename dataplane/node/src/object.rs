@@ -279,12 +279,47 @@ impl Object {
         Ok(())
     }
 
+    /// Tables whose pin is gone or leads to another one: the next agent would begin with an empty one.
+    ///
+    /// # Errors
+    /// A table cannot be read.
+    pub fn lost_pins(&self, pins: &Path) -> Result<Vec<String>, MapError> {
+        let mut lost = Vec::new();
+        for name in name::all() {
+            let own = self.table_id(&name)?;
+            let pinned = MapData::from_pin(pins.join(&name)).and_then(|map| Ok(map.info()?.id()));
+            if !pinned.is_ok_and(|pinned| pinned == own) {
+                lost.push(name);
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Pins a table anew.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn pin_again(&self, pins: &Path, table: &str) -> Result<(), MapError> {
+        let fail = |source| MapError::kernel("pinning", table, source);
+        let path = pins.join(table);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+            _ => {}
+        }
+        std::fs::create_dir_all(pins).map_err(fail)?;
+        let map = self.table(table)?;
+        sys::pin(map.fd().as_fd(), &path).map_err(fail)
+    }
+
     fn table(&self, name: &str) -> Result<MapData, MapError> {
-        let info =
-            self.ebpf.map(name).map(map_data).ok_or_else(|| MapError::Missing { path: name.into() })?;
         let aya = |error| MapError::Aya { table: name.to_owned(), source: Box::new(error) };
-        let id = info.info().map_err(aya)?.id();
-        MapData::from_id(id).map_err(aya)
+        MapData::from_id(self.table_id(name)?).map_err(aya)
+    }
+
+    fn table_id(&self, name: &str) -> Result<u32, MapError> {
+        let map = self.ebpf.map(name).map(map_data).ok_or_else(|| MapError::Missing { path: name.into() })?;
+        let aya = |error| MapError::Aya { table: name.to_owned(), source: Box::new(error) };
+        Ok(map.info().map_err(aya)?.id())
     }
 }
 
@@ -296,9 +331,12 @@ fn map_data(map: &aya::maps::Map) -> &MapData {
         | Map::LpmTrie(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
+        | Map::RingBuf(data)
         | Map::SkStorage(data) => data,
         // The object defines no other kind; `Tables` would refuse it by its shape.
-        _ => unreachable!("the object has arrays, hash and prefix tables and socket storage only"),
+        _ => unreachable!(
+            "the object has arrays, hash and prefix tables, a ring buffer and socket storage only"
+        ),
     }
 }
 

@@ -343,6 +343,11 @@ pub(crate) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
 }
 
+/// The identity of the program that a link runs.
+pub(crate) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
+    link_info(link).map(|info| info[2])
+}
+
 /// `struct bpf_link_info`: type, id, prog_id, padding, then for tcx: ifindex, attach type; for cgroups: 64 bits of
 /// identity, attach type.
 fn link_info(link: BorrowedFd<'_>) -> io::Result<[u32; 16]> {

@@ -257,7 +257,7 @@ impl World {
             None => marks.push((addr, flags)),
         };
         for addr in &self.nodes {
-            add(*addr, frontend_flag::NODE);
+            add(*addr, frontend_flag::NODE | frontend_flag::NODEPORT);
         }
         for addr in &self.peers {
             add(*addr, frontend_flag::PEER);

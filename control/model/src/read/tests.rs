@@ -23,6 +23,11 @@ fn refused(document: &Value) -> Invalid {
     read(document).expect_err("it must be refused").invalid
 }
 
+/// The key of an object that is refused.
+fn refused_key(document: &Value) -> ObjectKey {
+    read(document).expect_err("it is refused").key.expect("its kind and name are good")
+}
+
 fn reading(document: &Value) -> Reading {
     read(document).expect("it is valid").expect("it is one of our kinds")
 }
@@ -69,6 +74,7 @@ fn a_full_service_is_read_field_by_field() {
     assert_eq!(texts(&service.cluster_ips), ["10.96.0.10", "fd00:96::10"]);
     assert_eq!(texts(&service.external_ips), ["192.0.2.7"]);
     assert_eq!(texts(&service.ingress_ips), ["203.0.113.1", "203.0.113.2"]);
+    assert_eq!(texts(&service.proxied_ips), ["203.0.113.3"]);
     assert_eq!(service.source_ranges[0].to_string(), "198.51.100.0/24");
     assert_eq!(service.affinity, Some(60));
     assert!(service.external_local && !service.internal_local && !service.skipped);
@@ -141,6 +147,32 @@ fn an_sctp_port_costs_only_itself() {
     assert_eq!(service.ports.len(), 1);
     assert_eq!(reading.warnings.len(), 1);
     assert_eq!(reading.warnings[0].field, "spec.ports[1].protocol");
+}
+
+#[test]
+fn an_external_address_that_is_none_costs_only_itself() {
+    let externals = json!(["192.0.2.7", "127.0.0.1", "2001:db8::7", "somewhere"]);
+    let document = service(json!({
+        "clusterIP": "10.0.0.1", "ports": [{"port": 80}], "externalIPs": externals,
+    }));
+    let reading = reading(&document);
+    let Object::Service(service) = reading.object else { panic!("not a service") };
+    let kept: Vec<_> = service.external_ips.iter().map(ToString::to_string).collect();
+    assert_eq!(kept, ["192.0.2.7", "2001:db8::7"]);
+    let fields: Vec<_> = reading.warnings.iter().map(|warning| warning.field.as_str()).collect();
+    assert_eq!(fields, ["spec.externalIPs[1]", "spec.externalIPs[3]"]);
+}
+
+#[test]
+fn the_service_of_a_slice_is_named_by_its_label_even_if_the_slice_is_refused() {
+    let mut document = slice(json!([]));
+    document["addressType"] = json!("IPX");
+    let key = refused_key(&document);
+    assert_eq!(service_of(&key, &document), Some(ServiceKey::new("shop", "web")));
+    document["metadata"]["labels"] = json!({"kubernetes.io/service-name": "No Name"});
+    assert_eq!(service_of(&key, &document), None);
+    let key = ObjectKey::new(Kind::Service, "shop", "web");
+    assert_eq!(service_of(&key, &Value::Null), Some(ServiceKey::new("shop", "web")));
 }
 
 #[test]
@@ -219,13 +251,17 @@ fn headless_services_and_those_of_other_proxies_are_marked() {
 }
 
 #[test]
-fn source_ranges_come_from_the_annotation_too_and_a_zero_length_one_allows_all() {
+fn source_ranges_come_from_the_annotation_too_and_all_of_them_are_kept() {
     let mut document = simple_service();
     let annotation = "service.beta.kubernetes.io/load-balancer-source-ranges";
     document["metadata"]["annotations"] = json!({annotation: "10.1.0.0/16, 192.0.2.1/32"});
     assert_eq!(good_service(&document).source_ranges.len(), 2);
     document["metadata"]["annotations"] = json!({annotation: "10.1.0.0/16,0.0.0.0/0"});
-    assert!(good_service(&document).source_ranges.is_empty());
+    assert_eq!(
+        good_service(&document).source_ranges.len(),
+        2,
+        "one that allows all does not speak for the other family"
+    );
     document["metadata"]["annotations"] = json!({annotation: "10.1.0.0"});
     assert!(refused(&document).field.starts_with("metadata.annotations["));
 }
@@ -245,6 +281,7 @@ fn a_node_gives_its_internal_addresses_and_prefixes() {
     assert_eq!(node.primary(Family::V4).unwrap().to_string(), "192.168.1.11");
     assert_eq!(node.primary(Family::V6).unwrap().to_string(), "fd00:1::11");
     assert_eq!(node.addresses.len(), 2);
+    assert_eq!(node.external, ["203.0.113.9".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!(node.pod_cidrs.len(), 2);
     assert_eq!(node.zone.as_deref(), Some("z1"));
 }

@@ -2,7 +2,7 @@ use portolan_model::{Event, Kind, ObjectKey, Protocol, read};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{Reason, ServicePort};
+use crate::{Reason, ServicePort, Why};
 
 mod properties;
 
@@ -170,9 +170,17 @@ fn external_ips_are_served_only_where_the_operator_wants_them() {
         [(Options::default(), 1), (Options { external_ips: true, ..Options::default() }, 2)]
     {
         let mut world = World::new();
-        world.planner = Planner::with_options("a", options);
-        world.apply([upsert(document.clone())]);
+        world.planner = Planner::with_options("a", options.clone());
+        let changes = world.apply([upsert(document.clone())]);
         assert_eq!(world.frontends("web").len(), count, "{options:?}");
+        let told = texts(&changes.conditions);
+        match count {
+            1 => assert!(
+                told.starts_with("ExternalIPsOff: 192.0.2.1 of") && told.contains("--external-ips"),
+                "{told}"
+            ),
+            _ => assert_eq!(told, ""),
+        }
     }
 }
 
@@ -307,6 +315,181 @@ fn source_ranges_are_of_the_family_and_a_family_without_any_is_closed() {
     document["spec"]["loadBalancerSourceRanges"] = json!(["2001:db8::/32", "0.0.0.0/0"]);
     world.apply([upsert(document)]);
     assert_eq!(world.ports("web")[0].sources, None, "a range of length 0 admits everybody");
+}
+
+/// The source ranges of both families of a dual-stack service, and what is told.
+fn admitted(ranges: &[&str]) -> ([Option<String>; 2], String) {
+    let mut world = World::new();
+    let mut document = service(
+        "web",
+        json!({
+            "type": "LoadBalancer", "clusterIPs": ["10.96.0.1", "fd00::1"], "ports": [{"port": 80}],
+            "loadBalancerSourceRanges": ranges,
+        }),
+    );
+    document["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}, {"ip": "2001:db8::1"}]}});
+    let changes = world.apply([upsert(document)]);
+    let text = |port: &ServicePort| {
+        let sources = port.sources.as_ref()?;
+        Some(sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+    };
+    let ports = world.ports("web");
+    ([text(&ports[0]), text(&ports[1])], texts(&changes.conditions))
+}
+
+/// `Reason: message` of all.
+fn texts(conditions: &[Condition]) -> String {
+    let text = |it: &Condition| format!("{}: {}", it.reason.as_str(), it.message);
+    conditions.iter().map(text).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_range_that_admits_everybody_of_one_family_leaves_the_other_as_it_is() {
+    let some = |text: &str| Some(text.to_owned());
+    for (ranges, expected, closed) in [
+        (&["0.0.0.0/0", "2001:db8::/32"][..], [None, some("2001:db8::/32")], None),
+        (&["192.0.2.0/24", "::/0", "2001:db8::/32"], [some("192.0.2.0/24"), None], None),
+        (&["192.0.2.0/24", "2001:db8::/32"], [some("192.0.2.0/24"), some("2001:db8::/32")], None),
+        (&["0.0.0.0/0", "::/0"], [None, None], None),
+        (&["0.0.0.0/0"], [None, some("")], Some("2001:db8::1")),
+        (&["::/0"], [some(""), None], Some("203.0.113.1")),
+    ] {
+        let (found, told) = admitted(ranges);
+        assert_eq!(found, expected, "{ranges:?}");
+        match closed {
+            None => assert_eq!(told, "", "{ranges:?}"),
+            Some(ip) => assert!(told.starts_with(&format!("NobodyAdmitted: {ip} is closed")), "{told}"),
+        }
+    }
+}
+
+#[test]
+fn what_of_a_service_is_left_out_is_told_and_why() {
+    let mut world = World::new();
+    world.planner = Planner::with_options("a", Options { external_ips: true, ..Options::default() });
+    let mut document = service(
+        "web",
+        json!({
+            "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}],
+            "externalIPs": ["192.0.2.1", "2001:db8::7"], "loadBalancerSourceRanges": ["0.0.0.0/0"],
+        }),
+    );
+    let ingress = json!([
+        {"ip": "203.0.113.1"}, {"ip": "2001:db8::1"}, {"ip": "203.0.113.9", "ipMode": "Proxy"},
+    ]);
+    document["status"] = json!({"loadBalancer": {"ingress": ingress}});
+    let changes = world.apply([upsert(document.clone())]);
+    assert_eq!(
+        world.frontends("web"),
+        ["ClusterIp 10.96.0.1:80", "External 192.0.2.1:80", "LoadBalancer 203.0.113.1:80"]
+    );
+    let left: Vec<_> = changes
+        .conditions
+        .iter()
+        .map(|it| (it.reason.as_str(), it.message.split(' ').next().unwrap_or_default(), it.reason.is_note()))
+        .collect();
+    assert_eq!(
+        left,
+        [
+            ("FamilyNotServed", "2001:db8::1", false),
+            ("FamilyNotServed", "2001:db8::7", false),
+            ("LeftToProxy", "203.0.113.9", true),
+        ]
+    );
+    assert!(changes.conditions[0].message.contains("no IPv6 ClusterIP"), "{:?}", changes.conditions);
+    // Of another type the service does not ask for these addresses.
+    document["spec"]["type"] = json!("ClusterIP");
+    document["spec"]["externalIPs"] = json!([]);
+    assert_eq!(texts(&world.apply([upsert(document)]).conditions), "");
+}
+
+#[test]
+fn a_nodes_external_address_is_no_services_and_nothing_else_changes_with_it() {
+    let with = |external: &[&str]| {
+        let Event::Upsert(portolan_model::Object::Node(mut node)) =
+            node("b", &["192.168.1.12"], &["10.244.2.0/24"])
+        else {
+            panic!("not a node")
+        };
+        node.external = external.iter().map(|ip| ip.parse().unwrap()).collect();
+        Event::Upsert(portolan_model::Object::Node(node))
+    };
+    let mut world = World::new();
+    world.apply([
+        node("a", &["192.168.1.11"], &["10.244.1.0/24"]),
+        with(&[]),
+        load_balancer("web", "10.96.0.1", "2025-01-01T00:00:00Z", "203.0.113.1"),
+    ]);
+    assert_eq!(world.frontends("web").len(), 2);
+    let changes = world.apply([with(&["203.0.113.1"])]);
+    assert_eq!(world.frontends("web"), ["ClusterIp 10.96.0.1:80"]);
+    assert!(texts(&changes.conditions).starts_with("NodeAddress: 203.0.113.1:80 is left out"), "{changes:?}");
+    assert_eq!(changes.node, None, "neither peers nor routes");
+    world.apply([with(&[])]);
+    assert_eq!(world.frontends("web").len(), 2);
+}
+
+#[test]
+fn the_first_address_of_each_family_answers_node_ports_unless_prefixes_say_which() {
+    let addresses = ["192.0.2.1", "198.51.100.1", "2001:db8::1", "fd00::1"];
+    let within = |prefixes: &[&str]| {
+        NodePortAddresses::Within(prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect())
+    };
+    for (selected, expected) in [
+        (NodePortAddresses::Primary, &["192.0.2.1", "2001:db8::1"][..]),
+        (within(&["198.51.100.0/24"]), &["198.51.100.1"]),
+        (within(&["198.51.100.0/24", "fd00::/8"]), &["198.51.100.1", "fd00::1"]),
+        (within(&["0.0.0.0/0", "::/0"]), &addresses),
+        (within(&["10.0.0.0/8"]), &[]),
+    ] {
+        let mut world = World::new();
+        let options = Options { node_port_addresses: selected.clone(), ..Options::default() };
+        world.planner = Planner::with_options("a", options);
+        world.apply([node("a", &addresses, &[]), node("b", &["192.0.2.2", "198.51.100.2"], &[])]);
+        let plan = world.planner.node();
+        let found: Vec<_> = plan.node_ports.iter().map(ToString::to_string).collect();
+        assert_eq!(found, expected, "{selected:?}");
+        assert_eq!((plan.addresses.len(), plan.peers.len()), (4, 2), "all are still the nodes' own");
+    }
+}
+
+#[test]
+fn a_set_says_why_it_is_as_it_is() {
+    let mut world = World::new();
+    let zone = json!({"topology.kubernetes.io/zone": "z1"});
+    world.apply([
+        upsert(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a", "labels": zone}})),
+        upsert(service(
+            "web",
+            json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}], "internalTrafficPolicy": "Local"}),
+        )),
+    ]);
+    let hinted = |hints: Value| json!([{"addresses": ["10.1.0.1"], "nodeName": "a", "hints": hints}]);
+    let ending = json!({"ready": false, "serving": true, "terminating": true});
+    for (endpoints, why, local_why) in [
+        (hinted(Value::Null), Why::Ready, Why::Ready),
+        (hinted(json!({"forNodes": [{"name": "a"}]})), Why::SameNode, Why::Ready),
+        (hinted(json!({"forZones": [{"name": "z1"}]})), Why::SameZone, Why::Ready),
+        (hinted(json!({"forZones": [{"name": "z2"}]})), Why::Ready, Why::Ready),
+        (
+            json!([{"addresses": ["10.1.0.1"], "nodeName": "b"},
+                   {"addresses": ["10.1.0.2"], "nodeName": "a", "conditions": ending}]),
+            Why::Ready,
+            Why::Terminating,
+        ),
+        (
+            json!([{"addresses": ["10.1.0.1"], "nodeName": "a", "conditions": ending}]),
+            Why::Terminating,
+            Why::Terminating,
+        ),
+        (json!([]), Why::Ready, Why::Ready),
+    ] {
+        let text = endpoints.to_string();
+        world.apply([slice("web", endpoints)]);
+        let port = &world.ports("web")[0];
+        assert_eq!((port.why, port.local_why), (why, local_why), "{text}");
+        assert!(port.uses_local());
+    }
 }
 
 #[test]

@@ -193,6 +193,6 @@ proptest! {
         prop_assert!(found.cluster.is_sorted_by(|a, b| (a.addr, a.port) < (b.addr, b.port)), "sorted and unique");
         prop_assert!(found.local.is_sorted_by(|a, b| (a.addr, a.port) < (b.addr, b.port)), "sorted and unique");
         let unwanted = select(&slices, Wanted { local: false, ..wanted }, &place);
-        prop_assert_eq!(unwanted, Selection { local: Vec::new(), ..found });
+        prop_assert_eq!(unwanted, Selection { local: Vec::new(), local_why: crate::Why::Ready, ..found });
     }
 }

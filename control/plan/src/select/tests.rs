@@ -53,7 +53,7 @@ fn selected(slices: &[EndpointSlice]) -> (Short, Short) {
         };
         backends.iter().map(|b| (last(b.addr), b.port)).collect()
     };
-    let Selection { cluster, local } = select(slices, wanted(), &place());
+    let Selection { cluster, local, .. } = select(slices, wanted(), &place());
     (short(cluster), short(local))
 }
 

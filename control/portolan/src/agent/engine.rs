@@ -18,6 +18,7 @@ use portolan_plan::{Changes, Extent, NodePlan};
 use portolan_source::Update;
 
 use super::Options;
+use super::audit::{self, Findings};
 use super::network::Network;
 use super::ports::PortWatch;
 use super::programs::{Programs, Role};
@@ -108,7 +109,7 @@ impl Engine {
         let first = !core.synced && update.synced;
         self.count(&update.events);
         let touched = core.store.apply_all(update.events);
-        core.refusals = update.refusals.iter().map(ToString::to_string).collect();
+        core.refusals = update.refusals;
         let Core { store, planner, synced, .. } = &mut *core;
         let extent = if *synced { Extent::Touched(&touched) } else { Extent::All };
         let changes = planner.plan(store, extent);
@@ -119,7 +120,8 @@ impl Engine {
         // The node first: whether a backend is the host itself depends on its addresses.
         if let Some(node) = &changes.node {
             let config = self.config(node);
-            let written = core.applier.set_node(config, &node.addresses, &node.peers);
+            core.config = Some(config);
+            let written = core.applier.set_node(config, node);
             note(&mut core, "node", written.map_err(Into::into));
         }
         apply(&mut core, &changes);
@@ -171,6 +173,7 @@ impl Engine {
             let set = tokio::task::block_in_place(|| self.network.set_pod_cidrs(node.pod_cidrs.clone()));
             self.warn("podCIDRs", set.err().map(|err| format!("podCIDRs: {err}")));
         }
+        self.warn("NodePort addresses", closed_node_ports(node));
         let native: Vec<_> = node.routes.iter().map(|route| (route.prefix, route.via)).collect();
         let routes = self.links.ensure_routes(&native, &node.pod_cidrs).await;
         self.report("routes", routes);
@@ -304,6 +307,12 @@ impl Engine {
         });
     }
 
+    /// [`collect`](Self::collect), with an eye on all UDP flows.
+    pub(super) fn collect_all(&self) {
+        self.shared.core().applier.suspect_flows();
+        self.collect();
+    }
+
     /// Warns while flows find no masquerade port.
     pub(super) fn watch_ports(&mut self) {
         let range = self.options.masquerade_range;
@@ -334,27 +343,48 @@ impl Engine {
         });
     }
 
-    /// Compares the kernel's tables with what they should be, and writes them anew if they differ.
-    pub(super) fn audit(&self) {
-        tokio::task::block_in_place(|| {
-            let mut core = self.shared.core();
-            if !core.synced {
-                return;
-            }
-            match core.audit() {
-                Ok(differences) if differences.is_empty() => {}
-                Ok(differences) => {
-                    for difference in differences.iter().take(LOGGED) {
-                        tracing::error!(?difference, "somebody changed a table");
-                    }
-                    let repaired = self.repair(&mut core);
-                    let count = differences.len();
-                    tracing::warn!(count, ok = repaired.is_ok(), "tables were written anew");
-                    note(&mut core, "repair", repaired);
-                }
-                Err(err) => note(&mut core, "audit", Err(err.into())),
-            }
-        });
+    /// Compares the kernel's tables, programs and pins with what they should be, and mends what differs.
+    pub(super) async fn audit(&mut self) {
+        if !self.shared.core().synced {
+            return;
+        }
+        let found = audit::inspect(&self.shared, &self.network).await;
+        let findings = match found {
+            Ok(findings) => findings,
+            Err(err) => return self.warn("audit", Some(format!("audit: {err:#}"))),
+        };
+        self.warn("audit", None);
+        let count = findings.all().count();
+        if count == 0 {
+            return;
+        }
+        for difference in findings.all().take(LOGGED) {
+            tracing::error!(?difference, "not as the objects want it");
+        }
+        let failed = self.mend(&findings).await;
+        tracing::warn!(count, ok = failed.is_empty(), "what an audit found was mended");
+        self.metrics.count_differences(count);
+        self.warn("repair", (!failed.is_empty()).then(|| format!("repair: {}", failed.join("; "))));
+    }
+
+    /// Mends each kind of finding; what failed.
+    async fn mend(&mut self, findings: &Findings) -> Vec<String> {
+        let mut results: Vec<anyhow::Result<()>> = Vec::new();
+        for (table, _) in &findings.pins {
+            results.push(self.programs.pin_again(table).map_err(Into::into));
+        }
+        if !findings.tables.is_empty() {
+            results.push(tokio::task::block_in_place(|| self.repair(&mut self.shared.core())));
+        }
+        for (interface, role, _) in &findings.interfaces {
+            results.push(self.programs.attach(interface, *role).map_err(Into::into));
+        }
+        if !findings.sockets.is_empty() {
+            self.attach_sockets();
+        }
+        // Programs first: what is let in meets them.
+        results.push(self.network.mend(findings.pods.keys()).await);
+        results.into_iter().filter_map(|result| result.err().map(|err| format!("{err:#}"))).collect()
     }
 
     /// As after a restart: takes the tables over as they are and brings them to the plan.
@@ -362,7 +392,9 @@ impl Engine {
         core.applier.settle()?;
         core.applier = Applier::open(self.programs.object().tables()?)?;
         let node = core.planner.node();
-        core.applier.set_node(self.config(node), &node.addresses, &node.peers)?;
+        let config = self.config(node);
+        core.applier.set_node(config, node)?;
+        core.config = Some(config);
         let all: Vec<_> =
             core.planner.desired().map(|(key, plan)| (key.clone(), Some(Arc::clone(plan)))).collect();
         core.refused = core.applier.apply(&all)?.refused;
@@ -409,6 +441,17 @@ impl Engine {
     fn warn(&self, about: &'static str, warning: Option<String>) {
         set_warning(&mut self.shared.core(), about, warning);
     }
+}
+
+/// What is wrong if no address of the node answers NodePorts.
+fn closed_node_ports(node: &NodePlan) -> Option<String> {
+    (node.node_ports.is_empty() && !node.addresses.is_empty()).then(|| {
+        let own: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
+        format!(
+            "NodePorts are closed: --nodeport-addresses has none of this node's InternalIPs, {}",
+            own.join(", ")
+        )
+    })
 }
 
 fn set_warning(core: &mut Core, about: &'static str, warning: Option<String>) {

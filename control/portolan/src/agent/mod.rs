@@ -2,6 +2,7 @@
 //!
 //! What it makes outlives it. A restart takes over what is there and corrects it by replacement.
 
+mod audit;
 mod engine;
 mod install;
 mod log;
@@ -44,9 +45,6 @@ pub use uninstall::{UninstallOptions, uninstall};
 /// How often flows that are over are looked for.
 const COLLECT: Duration = Duration::from_secs(15);
 
-/// How often the kernel's tables are compared with what they should be.
-const AUDIT: Duration = Duration::from_secs(60);
-
 /// MTU while no uplink is known: Ethernet's.
 const DEFAULT_MTU: u32 = 1500;
 
@@ -87,6 +85,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let rules = portolan_plan::Options {
         external_ips: options.external_ips,
         node_ports: Some(options.node_port_range),
+        node_port_addresses: options.nodeport_addresses.clone(),
         consistent: options.external_selection == Selection::Maglev,
         external_mode: options.external_mode.into(),
     };
@@ -103,7 +102,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut collect = tokio::time::interval(COLLECT);
-    let mut audit = tokio::time::interval(AUDIT);
+    let mut audit = tokio::time::interval(Duration::from_secs(options.audit_interval));
     loop {
         tokio::select! {
             update = updates.recv() => match update {
@@ -117,7 +116,8 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
                 engine.watch_ports();
             }
             _ = audit.tick() => {
-                engine.audit();
+                engine.audit().await;
+                engine.collect_all();
                 engine.end_sockets().await;
             }
             _ = terminate.recv() => break,

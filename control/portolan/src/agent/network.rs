@@ -1,14 +1,15 @@
 //! Pods' interfaces: what CNI asks for.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use ipnetwork::IpNetwork;
 use portolan_abi::{Endpoint, GATEWAY_MAC, endpoint_flag};
+use portolan_apply::Difference;
 use portolan_cni::server::{DelRequest, PodNetwork, PodRequest};
 use portolan_cni::spec::{Mac, PodAddress, Route};
 use portolan_cni::{Attached, AttachmentId, CniError, Code};
@@ -31,6 +32,8 @@ pub(super) struct Network {
     /// Addresses given to pods: known from the start on, so that pods are taken over and deleted whatever the node's
     /// object says.
     ipam: Ipam,
+    /// Attachments that are being made or removed: what the tables have of them may be either.
+    busy: Mutex<Vec<AttachmentId>>,
     /// Whether the node's podCIDRs are known, from which new addresses come.
     has_cidrs: AtomicBool,
 }
@@ -49,7 +52,15 @@ impl Network {
         let tables = programs.object().tables()?;
         let mtu = AtomicU32::new(if options.mtu == 0 { 1500 } else { options.mtu });
         let ipam = Ipam::open(&options.directories.state_dir.join("ipam"), Vec::new())?;
-        Ok(Self { links, programs, tables, mtu, ipam, has_cidrs: AtomicBool::new(false) })
+        Ok(Self {
+            links,
+            programs,
+            tables,
+            mtu,
+            ipam,
+            busy: Mutex::default(),
+            has_cidrs: AtomicBool::new(false),
+        })
     }
 
     /// The MTU of pods from now on.
@@ -72,6 +83,86 @@ impl Network {
     /// What was noted of all pods: interfaces and the paths of network namespaces.
     pub(super) fn pods(&self) -> Vec<Meta> {
         self.ipam.list().into_iter().map(|allocation| allocation.meta).collect()
+    }
+
+    /// The node's interfaces.
+    pub(super) fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// What is attached to them.
+    pub(super) fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// Host interfaces of the pods that nobody is making or removing.
+    pub(super) fn settled_interfaces(&self) -> Vec<String> {
+        self.settled().into_iter().map(|allocation| allocation.meta.host_ifname).collect()
+    }
+
+    /// Compares the kernel's records of pods with what they should be. A pod that comes or goes meanwhile is left out,
+    /// and so is one whose interface somebody removed, until its runtime says so.
+    pub(super) fn audit(
+        &self,
+        interfaces: &[link::Interface],
+    ) -> Result<BTreeMap<IpAddr, Difference>, MapError> {
+        let before = self.settled();
+        let wanted = before.iter().flat_map(|allocation| self.records(allocation, interfaces)).collect();
+        let mut differences = portolan_apply::audit_pods(&self.tables, &wanted)?;
+        let after = self.settled();
+        let is_in = |settled: &[Allocation], it: &Allocation| settled.iter().any(|other| other.id == it.id);
+        let moving = self.ipam.list().into_iter().chain(before.iter().cloned()).filter(|allocation| {
+            !is_in(&before, allocation)
+                || !is_in(&after, allocation)
+                || self.records(allocation, interfaces).is_empty()
+        });
+        for allocation in moving {
+            for addr in allocation.addresses.iter() {
+                differences.remove(&addr);
+            }
+        }
+        Ok(differences)
+    }
+
+    /// Brings the records of these addresses to what they should be.
+    pub(super) async fn mend<'a>(&self, addresses: impl Iterator<Item = &'a IpAddr>) -> anyhow::Result<()> {
+        let interfaces = self.links.interfaces().await?;
+        let settled = self.settled();
+        let wanted: BTreeMap<IpAddr, Endpoint> =
+            settled.iter().flat_map(|allocation| self.records(allocation, &interfaces)).collect();
+        for addr in addresses {
+            match wanted.get(addr) {
+                Some(endpoint) => self.admit(*addr, endpoint)?,
+                None => self.expel(*addr)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Pods that nobody is making or removing.
+    fn settled(&self) -> Vec<Allocation> {
+        let busy = self.busy().clone();
+        self.ipam.list().into_iter().filter(|allocation| !busy.contains(&allocation.id)).collect()
+    }
+
+    /// A pod's records; none if its interface is not there.
+    fn records(&self, allocation: &Allocation, interfaces: &[link::Interface]) -> Vec<(IpAddr, Endpoint)> {
+        let Some(interface) = interfaces.iter().find(|it| it.name == allocation.meta.host_ifname) else {
+            return Vec::new();
+        };
+        let endpoint = endpoint(interface.ifindex, &allocation.id);
+        allocation.addresses.iter().map(|addr| (addr, endpoint)).collect()
+    }
+
+    fn busy(&self) -> MutexGuard<'_, Vec<AttachmentId>> {
+        // A list has no invariant.
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that an attachment is being made or removed, until the guard goes.
+    fn begin(&self, id: &AttachmentId) -> Busy<'_> {
+        self.busy().push(id.clone());
+        Busy { network: self, id: id.clone() }
     }
 
     /// Whether pods can be given addresses.
@@ -127,25 +218,31 @@ impl Network {
     /// Attaches a pod's programs, then lets its addresses in.
     fn place(&self, interface: &Interface, allocation: &Allocation) -> Result<(), PlaceError> {
         self.programs.attach(interface, Role::Pod)?;
-        let mac = mac_of(&allocation.id);
-        let endpoint = Endpoint { ifindex: interface.ifindex, mac: words(mac), flags: endpoint_flag::LIVE };
+        let endpoint = endpoint(interface.ifindex, &allocation.id);
         for addr in allocation.addresses.iter() {
-            if let Some(addr) = V4::of(addr) {
-                self.tables.v4.endpoints.insert(&addr, &endpoint)?;
-            } else if let Some(addr) = V6::of(addr) {
-                self.tables.v6.endpoints.insert(&addr, &endpoint)?;
-            }
+            self.admit(addr, &endpoint)?;
         }
         Ok(())
     }
 
     fn displace(&self, addresses: &Addresses) -> Result<(), MapError> {
-        for addr in addresses.iter() {
-            if let Some(addr) = V4::of(addr) {
-                self.tables.v4.endpoints.remove(&addr)?;
-            } else if let Some(addr) = V6::of(addr) {
-                self.tables.v6.endpoints.remove(&addr)?;
-            }
+        addresses.iter().try_for_each(|addr| self.expel(addr))
+    }
+
+    fn admit(&self, addr: IpAddr, endpoint: &Endpoint) -> Result<(), MapError> {
+        if let Some(addr) = V4::of(addr) {
+            self.tables.v4.endpoints.insert(&addr, endpoint)?;
+        } else if let Some(addr) = V6::of(addr) {
+            self.tables.v6.endpoints.insert(&addr, endpoint)?;
+        }
+        Ok(())
+    }
+
+    fn expel(&self, addr: IpAddr) -> Result<(), MapError> {
+        if let Some(addr) = V4::of(addr) {
+            self.tables.v4.endpoints.remove(&addr)?;
+        } else if let Some(addr) = V6::of(addr) {
+            self.tables.v6.endpoints.remove(&addr)?;
         }
         Ok(())
     }
@@ -235,10 +332,26 @@ impl Network {
     }
 }
 
+/// An attachment is being made or removed.
+struct Busy<'a> {
+    network: &'a Network,
+    id: AttachmentId,
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        let mut busy = self.network.busy();
+        if let Some(at) = busy.iter().position(|id| *id == self.id) {
+            busy.swap_remove(at);
+        }
+    }
+}
+
 impl PodNetwork for Network {
     async fn add(&self, request: PodRequest) -> Result<Attached, CniError> {
         let ipam = self.ready()?;
         let id = &request.attachment;
+        let _busy = self.begin(id);
         let known = ipam.get(id).is_some();
         let meta = Meta {
             network: request.network.clone(),
@@ -270,6 +383,7 @@ impl PodNetwork for Network {
     }
 
     async fn del(&self, request: DelRequest) -> Result<(), CniError> {
+        let _busy = self.begin(&request.attachment);
         self.remove(&request.attachment).await
     }
 
@@ -294,6 +408,7 @@ impl PodNetwork for Network {
             .filter(|allocation| allocation.meta.network == network && !valid.contains(&allocation.id));
         let mut failures = Vec::new();
         for allocation in stale {
+            let _busy = self.begin(&allocation.id);
             if let Err(err) = self.remove(&allocation.id).await {
                 failures.push(format!("{} {}: {err}", allocation.id.container(), allocation.id.ifname()));
             }
@@ -348,6 +463,10 @@ pub(super) fn mac_of(id: &AttachmentId) -> [u8; 6] {
 
 pub(super) fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn endpoint(ifindex: u32, id: &AttachmentId) -> Endpoint {
+    Endpoint { ifindex, mac: words(mac_of(id)), flags: endpoint_flag::LIVE }
 }
 
 fn words([a, b, c, d, e, f]: [u8; 6]) -> [u16; 3] {

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use http::Uri;
 use ipnetwork::IpNetwork;
 use portolan_node::Sizes;
+use portolan_plan::NodePortAddresses;
 
 /// Options of `portolan agent`.
 #[derive(Args, Clone, Debug)]
@@ -42,6 +43,10 @@ pub struct Options {
     /// Range of NodePorts
     #[arg(long, default_value = "30000-32767", value_parser = ports)]
     pub node_port_range: (u16, u16),
+    /// Addresses of the node that answer NodePorts: primary, the first InternalIP of each family; or prefixes, and the
+    /// InternalIPs within them do
+    #[arg(long, value_name = "primary|CIDR[,CIDR...]", default_value = "primary", value_parser = node_port_addresses)]
+    pub nodeport_addresses: NodePortAddresses,
     /// Source ports for masqueraded service traffic; outside of the kernel's ephemeral range and of NodePorts
     #[arg(long, default_value = "10240-29999", value_parser = ports)]
     pub masquerade_range: (u16, u16),
@@ -58,6 +63,9 @@ pub struct Options {
     /// How outside clients reach backends on other nodes; the same on all nodes
     #[arg(long, value_enum, default_value_t = ExternalMode::Snat)]
     pub external_mode: ExternalMode,
+    /// How often tables, pods' records, programs and flows are compared with what they should be, and mended
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub audit_interval: u64,
     /// Attach by the clsact qdisc also where the kernel has tcx
     #[arg(long)]
     pub force_clsact: bool,
@@ -205,6 +213,20 @@ fn ports(text: &str) -> Result<(u16, u16), String> {
     }
 }
 
+fn node_port_addresses(text: &str) -> Result<NodePortAddresses, String> {
+    if text.trim() == "primary" {
+        return Ok(NodePortAddresses::Primary);
+    }
+    let prefix = |text: &str| {
+        // An address without a length would be read as itself alone: more likely the length was forgotten.
+        let parsed = text.contains('/').then(|| text.trim().parse::<IpNetwork>().ok()).flatten();
+        parsed.ok_or_else(|| {
+            format!("expected primary, or prefixes like 192.0.2.0/24,2001:db8::/64, found {text:?}")
+        })
+    };
+    text.split(',').map(prefix).collect::<Result<_, _>>().map(NodePortAddresses::Within)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -228,6 +250,26 @@ mod tests {
             let refused = with(range).unwrap_err().to_string();
             assert!(
                 refused.contains("--masquerade-range") && refused.contains("--node-port-range"),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn node_port_addresses_are_the_primary_ones_or_prefixes() {
+        let with = |text: &str| {
+            let line = ["agent", "--node-name", "a", "--source", "dir:/x", "--nodeport-addresses", text];
+            Arguments::try_parse_from(line).map(|it| it.options.nodeport_addresses)
+        };
+        let default = Arguments::try_parse_from(["agent", "--node-name", "a", "--source", "dir:/x"]).unwrap();
+        assert_eq!(default.options.nodeport_addresses, NodePortAddresses::Primary);
+        assert_eq!(with("primary").unwrap(), NodePortAddresses::Primary);
+        let within = ["192.0.2.0/24", "2001:db8::/64"].map(|prefix| prefix.parse().unwrap()).into();
+        assert_eq!(with("192.0.2.0/24,2001:db8::/64").unwrap(), NodePortAddresses::Within(within));
+        for bad in ["", "primary,192.0.2.0/24", "192.0.2.1", "192.0.2.0/33", "all"] {
+            let refused = with(bad).unwrap_err().to_string();
+            assert!(
+                refused.contains("--nodeport-addresses") && refused.contains("expected primary"),
                 "{refused}"
             );
         }

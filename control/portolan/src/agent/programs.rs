@@ -1,11 +1,11 @@
 //! The loaded programs and where each belongs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use portolan_node::attach::Interface;
 use portolan_node::sockets::HeldSockets;
-use portolan_node::{AttachError, Attacher, Direction, LoadError, Mode, Object, Sockets};
+use portolan_node::{AttachError, Attacher, Direction, LoadError, MapError, Mode, Object, Sockets};
 
 /// What an interface is, which says what is attached to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,16 @@ pub(super) enum Role {
 }
 
 impl Role {
+    /// As the agent tells it. Pods' interfaces are not told.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        match name {
+            "uplink" => Some(Self::Uplink),
+            "service" => Some(Self::Service),
+            "loopback" => Some(Self::Loopback),
+            _ => None,
+        }
+    }
+
     const fn programs(self) -> &'static [(&'static str, Direction)] {
         match self {
             Self::Pod => &[("from_pod", Direction::Ingress), ("to_pod", Direction::Egress)],
@@ -44,6 +54,7 @@ pub(super) struct Programs {
     pods: Attacher,
     sockets: Sockets,
     held: OnceLock<HeldSockets>,
+    pins: PathBuf,
 }
 
 impl Programs {
@@ -56,6 +67,7 @@ impl Programs {
             pods,
             sockets: Sockets::new(pins),
             held: OnceLock::new(),
+            pins: pins.to_owned(),
         }
     }
 
@@ -89,6 +101,46 @@ impl Programs {
             attacher.attach(&mut object, program, interface, *direction)?;
         }
         Ok(())
+    }
+
+    /// Programs that are not attached to an interface as [`attach`](Self::attach) leaves them, and what is there
+    /// instead. `filters`: whether our classifiers are on its clsact qdisc.
+    pub(super) fn faults(
+        &self,
+        interface: &Interface,
+        role: Role,
+        [ingress, egress]: [bool; 2],
+    ) -> Result<Vec<(&'static str, Direction, &'static str)>, AttachError> {
+        let mut object = self.object();
+        let attacher = if role == Role::Pod { &self.pods } else { &self.attacher };
+        let mut faults = Vec::new();
+        for (program, direction) in role.programs() {
+            let filter = if *direction == Direction::Ingress { ingress } else { egress };
+            let fault = match attacher.mode() {
+                Mode::Clsact => (!filter).then_some("no filter"),
+                Mode::Tcx => attacher.fault(&mut object, program, interface, *direction)?,
+            };
+            faults.extend(fault.map(|fault| (*program, *direction, fault)));
+        }
+        Ok(faults)
+    }
+
+    /// Socket programs that are not attached to the cgroup, and what is there instead.
+    pub(super) fn socket_faults(
+        &self,
+        cgroup: &Path,
+    ) -> Result<Vec<(&'static str, &'static str)>, AttachError> {
+        self.sockets.faults(&mut self.object(), cgroup)
+    }
+
+    /// Tables that the next agent would not find.
+    pub(super) fn lost_pins(&self) -> Result<Vec<String>, MapError> {
+        self.object().lost_pins(&self.pins)
+    }
+
+    /// Pins a table where the next agent looks for it.
+    pub(super) fn pin_again(&self, table: &str) -> Result<(), MapError> {
+        self.object().pin_again(&self.pins, table)
     }
 
     /// Forgets the links of an interface that is gone.

@@ -13,6 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::Options;
+use super::audit;
 use super::network::Network;
 use super::state::Shared;
 use super::views;
@@ -98,7 +99,7 @@ async fn answer(
     let line = match server.answer(&received.line, received.fds).await {
         Some(line) => line,
         None => {
-            let mut line = serde_json::to_string(&reply(&received.line, network, shared))?;
+            let mut line = serde_json::to_string(&reply(&received.line, network, shared).await)?;
             line.push('\n');
             line
         }
@@ -107,7 +108,7 @@ async fn answer(
     Ok(())
 }
 
-fn reply(line: &str, network: &Network, shared: &Shared) -> Reply {
+async fn reply(line: &str, network: &Network, shared: &Shared) -> Reply {
     let request: Request = match serde_json::from_str(line) {
         Ok(request) => request,
         Err(err) => return Reply::Error(format!("the request was not understood: {err}")),
@@ -116,9 +117,9 @@ fn reply(line: &str, network: &Network, shared: &Shared) -> Reply {
         Query::Status => Reply::Status(Box::new(views::status(shared, network))),
         Query::Services => Reply::Services(views::services(shared)),
         Query::Pods => Reply::Pods(views::pods(network)),
-        Query::Audit => match views::audit(shared) {
-            Ok(differences) => Reply::Audit(differences),
-            Err(err) => Reply::Error(format!("reading the tables: {err}")),
+        Query::Audit => match audit::inspect(shared, network).await {
+            Ok(findings) => Reply::Audit(views::audit(&findings)),
+            Err(err) => Reply::Error(format!("reading the tables and programs: {err:#}")),
         },
     }
 }

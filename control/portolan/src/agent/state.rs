@@ -5,21 +5,25 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use portolan_abi::Config;
 use portolan_apply::{Applier, Difference, Refused};
 use portolan_model::{ServiceKey, Store};
 use portolan_node::{MapError, Mode};
 use portolan_plan::{Condition, Planner};
+use portolan_source::Refusal;
 
 /// From objects to tables. One lock: whoever holds it sees all three agree.
 pub(super) struct Core {
     pub(super) store: Store,
     pub(super) planner: Planner,
     pub(super) applier: Applier,
+    /// What the node's record should be, once the node is known.
+    pub(super) config: Option<Config>,
     pub(super) conditions: Vec<Condition>,
     /// Services that did not fit.
     pub(super) refused: Vec<Refused>,
     /// Documents that were not understood.
-    pub(super) refusals: Vec<String>,
+    pub(super) refusals: Vec<Refusal>,
     /// Things the operator should know, by what they are about.
     pub(super) warnings: BTreeMap<&'static str, String>,
     /// Interfaces with programs, by what they are.
@@ -39,8 +43,7 @@ impl Core {
         let planned = self.planner.desired().map(|(key, plan)| (key, &**plan));
         let kept = self.applier.plans().filter(|(key, _)| refused(key));
         let wanted = planned.filter(|(key, _)| !refused(key)).chain(kept);
-        let node = self.planner.node();
-        portolan_apply::audit(self.applier.tables(), wanted, &node.addresses, &node.peers)
+        portolan_apply::audit(self.applier.tables(), wanted, self.planner.node(), self.config)
     }
 }
 
@@ -58,6 +61,7 @@ impl Shared {
             store: Store::default(),
             planner,
             applier,
+            config: None,
             conditions: Vec::new(),
             refused: Vec::new(),
             refusals: Vec::new(),

@@ -1,15 +1,19 @@
 //! What the agent tells about itself.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 
 use portolan_apply::{Difference, PortState};
 use portolan_model::ServiceKey;
-use portolan_node::{MapError, Mode};
-use portolan_plan::{ExternalMode, Scope, ServicePort};
+use portolan_node::Mode;
+use portolan_plan::{BackendAddr, ExternalMode, Scope, ServicePort};
 
+use super::audit::Findings;
 use super::network::{Network, mac_of, mac_text};
 use super::state::{Core, Shared};
-use crate::api::{AuditView, BackendView, CidrView, FrontendView, PodView, PortView, ServiceView, Status};
+use crate::api::{
+    AuditView, BackendView, CidrView, FrontendView, LocalView, PodView, PortView, ServiceView, Status,
+};
 
 pub(super) fn status(shared: &Shared, network: &Network) -> Status {
     let core = shared.core();
@@ -36,7 +40,7 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
     };
     let refused =
         core.refused.iter().map(|refused| format!("{}: TableFull: {}", refused.service, refused.reason));
-    let conditions = core.conditions.iter().map(condition);
+    let conditions = core.conditions.iter().filter(|it| !it.reason.is_note()).map(condition);
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: shared.node.clone(),
@@ -60,7 +64,7 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
         pods: ipam.list().len(),
         routes: node.routes.len(),
         tables: tables(&core),
-        refused_documents: core.refusals.clone(),
+        refused_documents: core.refusals.iter().map(ToString::to_string).collect(),
         conditions: conditions.chain(refused).collect(),
         warnings: core.warnings.values().cloned().collect(),
         last_sync_microseconds: u64::try_from(core.last_sync.as_micros()).unwrap_or(u64::MAX),
@@ -87,29 +91,46 @@ fn tables(core: &Core) -> BTreeMap<String, (u64, u64)> {
     .collect()
 }
 
-/// All services, sorted by namespace and name.
+/// All services that are served or of which there is something to say, sorted by namespace and name.
 pub(super) fn services(shared: &Shared) -> Vec<ServiceView> {
     let core = shared.core();
-    let mut conditions: HashMap<&ServiceKey, Vec<String>> = HashMap::new();
-    for condition in &core.conditions {
-        let text = format!("{}: {}", condition.reason.as_str(), condition.message);
-        conditions.entry(&condition.service).or_default().push(text);
-    }
-    for refused in &core.refused {
-        conditions.entry(&refused.service).or_default().push(format!("TableFull: {}", refused.reason));
-    }
-    let mut views: Vec<ServiceView> = core
+    let mut views: HashMap<ServiceKey, ServiceView> = core
         .applier
         .services()
-        .map(|(key, plan, states)| ServiceView {
-            namespace: key.namespace().to_owned(),
-            name: key.name().to_owned(),
-            ports: plan.ports.iter().zip(&states).map(|(port, state)| port_view(port, state)).collect(),
-            conditions: conditions.remove(key).unwrap_or_default(),
+        .map(|(key, plan, states)| {
+            let ports = plan.ports.iter().zip(&states).map(|(port, state)| port_view(port, state)).collect();
+            (key.clone(), ServiceView { ports, ..nothing_of(key) })
         })
         .collect();
+    for condition in &core.conditions {
+        let text = format!("{}: {}", condition.reason.as_str(), condition.message);
+        let view = view_of(&mut views, &condition.service);
+        if condition.reason.is_note() { view.notes.push(text) } else { view.conditions.push(text) }
+    }
+    for refused in &core.refused {
+        view_of(&mut views, &refused.service).conditions.push(format!("TableFull: {}", refused.reason));
+    }
+    for refusal in &core.refusals {
+        if let Some(service) = &refusal.service {
+            view_of(&mut views, service).conditions.push(format!("Invalid: {refusal}"));
+        }
+    }
+    let mut views: Vec<ServiceView> = views.into_values().collect();
     views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     views
+}
+
+fn view_of<'a>(views: &'a mut HashMap<ServiceKey, ServiceView>, key: &ServiceKey) -> &'a mut ServiceView {
+    views.entry(key.clone()).or_insert_with(|| nothing_of(key))
+}
+
+/// A service of which no port is served.
+fn nothing_of(key: &ServiceKey) -> ServiceView {
+    ServiceView {
+        namespace: key.namespace().to_owned(),
+        name: key.name().to_owned(),
+        ..ServiceView::default()
+    }
 }
 
 fn port_view(port: &ServicePort, state: &PortState) -> PortView {
@@ -140,15 +161,23 @@ fn port_view(port: &ServicePort, state: &PortState) -> PortView {
         internal_local: port.internal_local,
         external_local: port.external_local,
         affinity: port.affinity,
+        why: port.why.into(),
+        local: port.uses_local().then(|| local_view(port)),
+        sources: port.sources.as_ref().map(|ranges| ranges.iter().map(ToString::to_string).collect()),
+        direct: port.direct,
+        consistent: port.consistent,
     }
 }
 
-/// What of the kernel's tables is not as the objects want it.
-pub(super) fn audit(shared: &Shared) -> Result<Vec<AuditView>, MapError> {
-    let differences = shared.core().audit()?.into_iter();
-    Ok(differences
-        .map(|Difference { place, desired, kernel }| AuditView { place, desired, kernel })
-        .collect())
+fn local_view(port: &ServicePort) -> LocalView {
+    let address = |backend: &BackendAddr| SocketAddr::new(backend.addr, backend.port);
+    LocalView { backends: port.local.iter().map(address).collect(), why: port.local_why.into() }
+}
+
+/// What of the node is not as the objects want it.
+pub(super) fn audit(findings: &Findings) -> Vec<AuditView> {
+    let view = |Difference { place, desired, kernel }| AuditView { place, desired, kernel };
+    findings.all().cloned().map(view).collect()
 }
 
 /// All pods of this node, by attachment.

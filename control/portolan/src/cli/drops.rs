@@ -95,7 +95,7 @@ mod tests {
             "\
 REASON               PACKETS  MEANING
 rejected-no-backend       12  The service has no backend: the client was told at once. Add an endpoint that is ready.
-ttl                        3  The time to live ran out (RFC 1812 5.3.1).
+ttl                        3  The time to live ran out (RFC 1812 5.3.1). Look for a loop in the routes, unless this was a traceroute.
 "
         );
     }
@@ -108,6 +108,26 @@ ttl                        3  The time to live ran out (RFC 1812 5.3.1).
         assert!(views[first_other..].iter().all(|view| !view.dropped));
         assert_eq!((views[first_other].reason, views[first_other].packets), ("to-pod", 1_000_000));
         assert_eq!(views[0].reason, "rejected-no-backend");
+    }
+
+    /// How advice begins.
+    const VERBS: [&str; 18] = [
+        "add", "address", "capture", "check", "give", "have", "ignore", "look", "raise", "remove", "report",
+        "run", "send", "stop", "use", "widen", "set", "ask",
+    ];
+
+    #[test]
+    fn every_drop_says_what_to_do() {
+        let advises = |meaning: &str| {
+            let parts = meaning.trim().split(['.', ':', ',']);
+            parts
+                .filter_map(|part| part.split_whitespace().next())
+                .any(|word| VERBS.contains(&word.to_lowercase().as_str()))
+        };
+        assert!(!advises(" Traffic policy Local, and no backend on this node."), "a fact is no advice");
+        let drops = counter::ALL.iter().filter(|outcome| outcome.is_drop());
+        let silent: Vec<_> = drops.filter(|drop| !advises(drop.meaning)).collect();
+        assert!(silent.is_empty(), "these do not say what would change them: {silent:#?}");
     }
 
     #[test]

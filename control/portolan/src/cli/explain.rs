@@ -6,13 +6,14 @@
 mod frame;
 mod live;
 mod place;
+mod socket;
 mod story;
 
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use portolan_core::{V4, V6, decide};
+use portolan_core::{V4, V6, Verdict, decide};
 use portolan_node::link::{Interface, Links};
 use portolan_node::maps::NodeFamily;
 use portolan_node::{FamilyTables, Tables, clock};
@@ -70,6 +71,8 @@ struct Node {
     interfaces: Vec<Interface>,
     pods: Vec<crate::api::PodView>,
     names: Names,
+    /// The cgroup whose sockets are balanced.
+    socket_cgroup: Option<String>,
 }
 
 impl Node {
@@ -88,7 +91,9 @@ impl Node {
                 (Names::default(), Vec::new())
             }
         };
-        Ok(Self { links, runtime, interfaces, pods, names })
+        // What the agent does not tell was said to be unknown already.
+        let socket_cgroup = client::status(&global.socket).ok().and_then(|status| status.socket_cgroup);
+        Ok(Self { links, runtime, interfaces, pods, names, socket_cgroup })
     }
 
     /// The address that a source stands for, in the family of the destination.
@@ -121,6 +126,11 @@ impl Node {
         Ok(self.runtime.block_on(self.links.route_to(to))?)
     }
 
+    /// A service by its index.
+    fn service(&self, index: u32) -> String {
+        self.names.get(index).map_or_else(|| format!("#{index}"), str::to_owned)
+    }
+
     fn interface(&self, ifindex: u32) -> String {
         let named = self.interfaces.iter().find(|interface| interface.ifindex == ifindex);
         named.map_or_else(|| format!("interface {ifindex}"), |interface| interface.name.clone())
@@ -146,7 +156,19 @@ fn about<F: NodeFamily>(
     let recorder = Recorder::new(tables, family, &routes);
     let ports = (explain.source_port, explain.destination.port());
     let probe = Probe::new(explain.proto, (source, ports.0), (to, ports.1), place.mac);
-    let verdict = decide::<F, _, _>(place.hook, place.ifindex, &probe, &recorder, clock::ticks());
     let story = Story { node, place: &place, probe: &probe, config: recorder.config };
-    Ok(story.tell::<F>(&recorder.looks(), verdict))
+    let verdict = decide::<F, _, _>(place.hook, place.ifindex, &probe, &recorder, clock::ticks());
+    let mut explanation = story.tell::<F>(&recorder.looks(), verdict);
+    // What the first program leaves to the stack may meet another one where the stack sends it.
+    if let Verdict::Pass(_) = verdict
+        && let Some(next) = place.next(node, to)
+    {
+        let recorder = Recorder::new(tables, family, &routes);
+        let verdict = decide::<F, _, _>(next.hook, next.ifindex, &probe, &recorder, clock::ticks());
+        explanation.goes_on(story.tell::<F>(&recorder.looks(), verdict), &next.text);
+    }
+    if let Some(step) = socket::step::<F>(node, &place, &probe, &Recorder::new(tables, family, &routes)) {
+        explanation.steps.insert(0, step);
+    }
+    Ok(explanation)
 }

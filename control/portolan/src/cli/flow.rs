@@ -16,7 +16,7 @@ use portolan_node::{Tables, clock};
 use super::text::{Cell, Column, FAINT, GOOD, Table, WARN};
 use super::{Global, Output, client, output, service};
 use crate::api::ServiceView;
-pub(super) use names::Names;
+pub(super) use names::{Ends, Names};
 use view::{FlowView, State};
 
 /// Looking at flows.

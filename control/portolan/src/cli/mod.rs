@@ -67,9 +67,11 @@ pub enum Command {
     /// Look at what became of packets, and why some were dropped; works while no agent runs
     #[command(subcommand)]
     Drop(drops::Command),
-    /// Compare the kernel's tables with what the objects want; exits with 1 if they differ
-    #[command(after_help = "The agent does the same every minute and writes tables that differ anew.\n\n\
-        Example:\n  portolan audit -o json")]
+    /// Compare the kernel's tables, programs and pins with what the objects want; exits with 1 if they differ
+    #[command(
+        after_help = "The agent does the same every minute (--audit-interval) and mends what differs.\n\n\
+        Example:\n  portolan audit -o json"
+    )]
     Audit(Output),
     /// Tell what would become of a packet, and why; works while no agent runs
     #[command(

@@ -15,6 +15,7 @@ use portolan_node::link::Links;
 use portolan_node::maps::NodeFamily;
 use portolan_node::trace::Tracer;
 
+use super::flow::Ends;
 use super::{Format, Global, Output, client, output};
 use view::{Names, PacketSeen};
 
@@ -111,10 +112,13 @@ fn names(global: &Global, runtime: &tokio::runtime::Runtime) -> anyhow::Result<N
     };
     let interfaces = runtime.block_on(links.interfaces()).context("listing interfaces")?;
     let pods = client::pods(&global.socket).unwrap_or_else(|error| {
-        output::note(&format!("pods are shown without names: {error}"));
+        output::note(&format!("pods and services are shown without names: {error}"));
         Vec::new()
     });
-    Ok(Names::new(&interfaces, &pods))
+    // If the agent does not answer, that has been said.
+    let services = client::services(&global.socket).unwrap_or_default();
+    let nodes = client::status(&global.socket).map(|status| status.addresses).unwrap_or_default();
+    Ok(Names::new(&interfaces, &pods, Ends::new(&services, nodes)))
 }
 
 /// Becomes true when the process is asked to end: the programs shall not go on for nobody.

@@ -35,15 +35,13 @@ fn services() -> Vec<ServiceView> {
         frontends: vec![FrontendView { kind: "ClusterIP".into(), address: None, port: 80 }],
         backends: Vec::new(),
         flows,
-        internal_local: false,
-        external_local: false,
-        affinity: None,
+        ..PortView::default()
     };
     let service = |name: &str, ports| ServiceView {
         namespace: "default".into(),
         name: name.into(),
         ports,
-        conditions: Vec::new(),
+        ..ServiceView::default()
     };
     vec![service("web", vec![port("http", 5), port("admin", 7)]), service("bare", vec![port("", 1)])]
 }

@@ -75,6 +75,41 @@ impl Sockets {
         std::fs::rename(&fresh, &pin).map_err(fail("pinning the link of"))
     }
 
+    /// Which programs are not attached as [`attach`](Self::attach) leaves them, and what is there instead.
+    ///
+    /// # Errors
+    /// A pin or the cgroup cannot be read.
+    pub fn faults(
+        &self,
+        object: &mut Object,
+        cgroup: &Path,
+    ) -> Result<Vec<(&'static str, &'static str)>, AttachError> {
+        let mut faults = Vec::new();
+        for program in SOCKET_PROGRAMS {
+            let own = object.socket_program(program)?.info().map_err(io::Error::other);
+            let fault = own.and_then(|own| self.fault(program, own.id(), cgroup)).map_err(|source| {
+                AttachError::Cgroup {
+                    doing: "reading the link of",
+                    program,
+                    cgroup: cgroup.to_owned(),
+                    source,
+                }
+            })?;
+            faults.extend(fault.map(|fault| (program, fault)));
+        }
+        Ok(faults)
+    }
+
+    fn fault(&self, program: &str, own: u32, cgroup: &Path) -> io::Result<Option<&'static str>> {
+        let Some(link) = sys::open_pin(&self.links.join(format!("{PREFIX}{program}")))? else {
+            return Ok(Some("no pinned link"));
+        };
+        if sys::link_cgroup(link.as_fd())? != std::fs::metadata(cgroup)?.ino() {
+            return Ok(Some("a link that is detached, or of another cgroup"));
+        }
+        Ok((sys::link_program(link.as_fd())? != own).then_some("a link of another program"))
+    }
+
     /// Detaches all programs, those first that send to backends; whether there was one.
     ///
     /// # Errors

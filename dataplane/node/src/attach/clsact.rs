@@ -9,10 +9,12 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use super::{AttachError, Direction, Interface};
 
 /// Ours among the filters of a hook. With the handle it tells our filter from others'.
-const PRIORITY: u16 = 7;
+pub(crate) const PRIORITY: u16 = 7;
+/// The same.
+pub(crate) const HANDLE: u32 = 0x706c;
 
 fn handle() -> TcHandle {
-    TcHandle::from(0x706c)
+    TcHandle::from(HANDLE)
 }
 
 pub(super) fn attach(

@@ -5,7 +5,7 @@
 //! (CVE-2023-27595 is what comes of that).
 
 mod cgroup;
-mod clsact;
+pub(crate) mod clsact;
 mod tcx;
 
 use std::io;
@@ -25,7 +25,9 @@ pub enum Direction {
 }
 
 impl Direction {
-    fn name(self) -> &'static str {
+    /// `ingress` or `egress`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
@@ -147,6 +149,28 @@ impl Attacher {
             }
             Mode::Clsact => clsact::attach(classifier, program, interface, direction),
         }
+    }
+
+    /// What is at a hook instead of the link that [`attach`](Self::attach) pinned for the program; `None`: that link.
+    /// Attachments by clsact have none: [`Links::own_filters`](crate::link::Links::own_filters) finds them.
+    ///
+    /// # Errors
+    /// A pin cannot be read.
+    pub fn fault(
+        &self,
+        object: &mut Object,
+        program: &'static str,
+        interface: &Interface,
+        direction: Direction,
+    ) -> Result<Option<&'static str>, AttachError> {
+        if self.mode == Mode::Clsact {
+            return Ok(None);
+        }
+        let pin = self.pin(interface, direction);
+        tcx::fault(object.classifier(program)?, interface.ifindex, &pin).map_err(|source| {
+            let interface = interface.name.clone();
+            AttachError::Kernel { doing: "reading the link of", program, interface, direction, source }
+        })
     }
 
     /// Removes the links of an interface that is gone. On clsact nothing is left of one.

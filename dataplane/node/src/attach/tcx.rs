@@ -13,6 +13,22 @@ use crate::sys;
 const INGRESS: u32 = 46;
 const EGRESS: u32 = 47;
 
+/// Why the pinned link is not what [`attach`] leaves; `None`: it is.
+pub(super) fn fault(
+    classifier: &SchedClassifier,
+    ifindex: u32,
+    pin: &Path,
+) -> io::Result<Option<&'static str>> {
+    let Some(link) = sys::open_pin(pin)? else {
+        return Ok(Some("no pinned link"));
+    };
+    if sys::link_ifindex(link.as_fd())? != ifindex {
+        return Ok(Some("a link that is detached, or of another interface"));
+    }
+    let own = classifier.info().map_err(io::Error::other)?.id();
+    Ok((sys::link_program(link.as_fd())? != own).then_some("a link of another program"))
+}
+
 pub(super) fn attach(
     classifier: &SchedClassifier,
     program: &'static str,

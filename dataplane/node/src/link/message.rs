@@ -15,6 +15,8 @@ use netlink_packet_route::{
     tc::{TcHandle, TcMessage},
 };
 
+use crate::attach::clsact;
+
 use super::{Netns, PROTOCOL, Route, Target, socket::Request};
 
 /// One end of a veth pair to be made.
@@ -131,6 +133,14 @@ pub(super) fn get_filters(ifindex: u32, side: u16) -> Message {
     message.header.index = ifindex.cast_signed();
     message.header.parent = TcHandle { major: TcHandle::CLSACT.major, minor: side };
     Message::GetTrafficFilter(message)
+}
+
+/// Whether a message tells of the classifier that [`clsact`] attaches.
+pub(super) fn is_own_filter(message: &Message) -> bool {
+    let Message::NewTrafficFilter(filter) = message else { return false };
+    let TcHandle { major, minor } = filter.header.handle;
+    let handle = (u32::from(major) << 16) | u32::from(minor);
+    handle == clsact::HANDLE && filter.header.info >> 16 == u32::from(clsact::PRIORITY)
 }
 
 /// Removes an interface's clsact qdisc.

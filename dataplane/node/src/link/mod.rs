@@ -124,6 +124,27 @@ impl Links {
         .await
     }
 
+    /// Whether our classifier is on the clsact qdisc of an interface: at its ingress, at its egress.
+    ///
+    /// # Errors
+    /// The kernel's lists cannot be read.
+    pub async fn own_filters(&self, ifindex: u32) -> Result<[bool; 2], Error> {
+        self.call(move |socket| {
+            let mut found = [false; 2];
+            for (side, found) in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS].into_iter().zip(&mut found) {
+                let filters = socket.dump(&message::get_filters(ifindex, side), "listing filters");
+                *found = match filters {
+                    Ok(filters) => filters.iter().any(message::is_own_filter),
+                    // There is no such qdisc.
+                    Err(error) if read::is_missing(&error) => false,
+                    Err(error) => return Err(error),
+                };
+            }
+            Ok(found)
+        })
+        .await
+    }
+
     /// Runs `work` on the thread in the node's namespace.
     async fn call<T: Send + 'static>(
         &self,

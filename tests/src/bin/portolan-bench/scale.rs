@@ -154,7 +154,7 @@ impl Agent {
 
     fn apply(&mut self, changes: &Changes) -> Result<usize> {
         if let Some(node) = &changes.node {
-            self.applier.set_node(config(), &node.addresses, &node.peers)?;
+            self.applier.set_node(config(), node)?;
         }
         let outcome = self.applier.apply(&changes.services)?;
         ensure!(outcome.refused.is_empty(), "refused: {:?}", outcome.refused.first());

@@ -97,6 +97,7 @@ prop_compose! {
 const OPTIONS: Options = Options {
     external_ips: true,
     node_ports: Some((30_000, 30_001)),
+    node_port_addresses: NodePortAddresses::Primary,
     consistent: true,
     external_mode: ExternalMode::Hybrid,
 };

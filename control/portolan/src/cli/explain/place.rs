@@ -48,6 +48,17 @@ impl Place {
         Ok(Self::new(node, Hook::Uplink, way, [0; 6], "it arrives from outside"))
     }
 
+    /// Where a packet from a pod or from outside is seen again, after the first program left it to the host's stack.
+    pub(super) fn next(&self, node: &Node, to: IpAddr) -> Option<Self> {
+        if !matches!(self.hook, Hook::Pod | Hook::Uplink) {
+            return None;
+        }
+        let ifindex = node.route(to).ok()?.0?;
+        let who = format!("the host's stack sends it to {SERVICE_DEVICE}");
+        (node.interface(ifindex) == SERVICE_DEVICE)
+            .then(|| Self::new(node, Hook::Service, ifindex, [0; 6], &who))
+    }
+
     /// The host's own packets are caught where its routes lead them.
     fn of_host<F: NodeFamily>(node: &Node, family: &FamilyTables<F>, to: IpAddr) -> anyhow::Result<Self> {
         let Some(ifindex) = node.route(to)?.0 else {

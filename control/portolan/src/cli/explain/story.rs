@@ -16,6 +16,7 @@ use super::frame::Probe;
 use super::live::Look;
 use super::place::{Place, is_any};
 use super::{Node, Protocol};
+use crate::api::Why;
 use crate::cli::text::{BAD, Cell, Column, FAINT, GOOD, HEAD, Table, count};
 
 /// What became of the packet, step by step.
@@ -36,6 +37,16 @@ pub(super) struct Explanation {
     pub(super) result: String,
     /// What the outcome means and, if it is a drop, what would change it.
     pub(super) meaning: &'static str,
+}
+
+impl Explanation {
+    /// Another program sees the packet after the first one left it alone.
+    pub(super) fn goes_on(&mut self, next: Self, caught: &str) {
+        self.steps.push(Step { step: "caught", finding: caught.to_owned() });
+        self.steps.extend(next.steps);
+        (self.outcome, self.dropped) = (next.outcome, next.dropped);
+        (self.result, self.meaning) = (next.result, next.meaning);
+    }
 }
 
 /// One step.
@@ -111,7 +122,8 @@ impl Story<'_> {
             }
             Look::Service(index, service) => {
                 found.service = service.as_ref();
-                ("policy", policy(*index, found.service, found.frontend, self.place.hook))
+                let why = |local| self.node.names.why(*index, local);
+                ("policy", policy(*index, found.service, found.frontend, self.place.hook, why))
             }
             Look::Source(_, true) => ("client", "in one of loadBalancerSourceRanges".to_owned()),
             Look::Source(_, false) => ("client", "in none of loadBalancerSourceRanges".to_owned()),
@@ -150,6 +162,8 @@ impl Story<'_> {
             let flags = found.map_or(0, |mark| mark.flags);
             return Some(if flags & frontend_flag::VIP != 0 {
                 format!("{ip} belongs to services, but none of them has this port")
+            } else if flags & frontend_flag::NODE != 0 && flags & frontend_flag::NODEPORT == 0 {
+                format!("{ip} is an address of this node that answers no NodePorts (--nodeport-addresses)")
             } else if flags & frontend_flag::NODE != 0 {
                 format!("{ip} is an address of this node")
             } else {
@@ -158,11 +172,7 @@ impl Story<'_> {
         }
         let place = if is_any(key.addr) { format!("NodePort {port}") } else { end((ip, port)) };
         let frontend = found?;
-        Some(format!("{place} is a frontend of service {}", self.service(frontend.service)))
-    }
-
-    fn service(&self, index: u32) -> String {
-        self.node.names.get(index).map_or_else(|| format!("#{index}"), str::to_owned)
+        Some(format!("{place} is a frontend of service {}", self.node.service(frontend.service)))
     }
 
     /// What the backend sees as its client, and why.
@@ -240,7 +250,13 @@ fn flow_text<A>(flow: Option<&Flow<A>>) -> String {
 }
 
 /// Which set the policy allows: the names of Kubernetes' fields, and whom they concern.
-fn policy(index: u32, service: Option<&Service>, frontend: Option<&Frontend>, hook: Hook) -> String {
+fn policy(
+    index: u32,
+    service: Option<&Service>,
+    frontend: Option<&Frontend>,
+    hook: Hook,
+    why: impl Fn(bool) -> Why,
+) -> String {
     let Some(service) = service else { return format!("service #{index} is missing: report this") };
     let external = frontend.is_some_and(|frontend| frontend.flags & frontend_flag::EXTERNAL != 0);
     let (field, flag) = match external {
@@ -249,13 +265,23 @@ fn policy(index: u32, service: Option<&Service>, frontend: Option<&Frontend>, ho
     };
     let value = if service.flags & flag != 0 { "Local" } else { "Cluster" };
     let local = value == "Local" && !(external && hook != Hook::Uplink);
-    let (ring, place) =
-        if local { (service.local, " on this node") } else { (service.cluster, " on all nodes together") };
+    let ring = if local { service.local } else { service.cluster };
     let aside = match (value, local) {
         ("Local", false) => ", which does not bind clients inside of the cluster",
         _ => "",
     };
-    format!("{field}: {value}{aside}; {}{place}", count(ring.len() as usize, "backend"))
+    format!("{field}: {value}{aside}; {} {}", count(ring.len() as usize, "backend"), whose(local, why(local)))
+}
+
+/// Where the backends of a set are, and why it has those and no others.
+fn whose(local: bool, why: Why) -> String {
+    let place = match (local, why) {
+        (true, _) => "on this node",
+        (false, Why::SameNode) => "meant for this node",
+        (false, Why::SameZone) => "meant for this node's zone",
+        (false, Why::Ready | Why::Terminating) => "on all nodes together",
+    };
+    why.as_text().map_or_else(|| place.to_owned(), |reason| format!("{place} ({reason})"))
 }
 
 fn affinity(memory: Option<&Affinity>, service: Option<&Service>) -> String {
@@ -319,4 +345,24 @@ pub(super) fn text(explanation: &Explanation) -> String {
     let meaning = format!("{}: {}", explanation.outcome, explanation.meaning);
     table.row(["counted as".into(), Cell::styled(meaning, FAINT)]);
     table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_told_with_what_narrowed_it() {
+        let told = [
+            (false, Why::Ready, "on all nodes together"),
+            (false, Why::SameNode, "meant for this node (same node only: all hints name nodes)"),
+            (false, Why::SameZone, "meant for this node's zone (same zone only: all hints name zones)"),
+            (false, Why::Terminating, "on all nodes together (terminating backends: none is ready)"),
+            (true, Why::Ready, "on this node"),
+            (true, Why::Terminating, "on this node (terminating backends: none is ready)"),
+        ];
+        for (local, why, text) in told {
+            assert_eq!(whose(local, why), text);
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Which service an index in the kernel's table means.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 
 use portolan_abi::{Frontend, FrontendKey};
 use portolan_core::wire::proto;
@@ -8,7 +9,7 @@ use portolan_core::{Address, Family, V4, V6};
 use portolan_node::maps::NodeFamily;
 
 use super::super::service::full_name;
-use crate::api::{PortView, ServiceView};
+use crate::api::{PortView, ServiceView, Why};
 
 /// Names of services by index. The agent knows frontends by service, the kernel's tables know indexes by frontend.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +21,8 @@ struct Name {
     service: String,
     /// `namespace/name:port`, without the port if it has no name.
     port: String,
+    /// Why its Cluster set and its Local set are as they are.
+    why: [Why; 2],
 }
 
 type Frontends<F> = [(FrontendKey<<F as Family>::Addr>, Frontend)];
@@ -37,9 +40,47 @@ impl Names {
         self.0.get(&index).map(|name| name.port.as_str())
     }
 
+    /// Why the Cluster set of an index, or its Local set, is as it is.
+    pub(in crate::cli) fn why(&self, index: u32, local: bool) -> Why {
+        self.0.get(&index).map_or(Why::Ready, |name| name.why[usize::from(local)])
+    }
+
     /// All indexes of a service `namespace/name`: it has one for each port and family.
     pub(in crate::cli) fn indexes(&self, service: &str) -> BTreeSet<u32> {
         self.0.iter().filter(|(_, name)| name.service == service).map(|(index, _)| *index).collect()
+    }
+}
+
+/// Names of services by their frontends, as packets have them.
+#[derive(Clone, Debug, Default)]
+pub(in crate::cli) struct Ends {
+    /// `TCP` or `UDP`, address (none: every address of the node), port → `namespace/name:port`.
+    frontends: HashMap<(String, Option<IpAddr>, u16), String>,
+    /// Addresses of the node.
+    nodes: Vec<IpAddr>,
+}
+
+impl Ends {
+    pub(in crate::cli) fn new(services: &[ServiceView], nodes: Vec<IpAddr>) -> Self {
+        let mut frontends = HashMap::new();
+        for service in services {
+            for port in &service.ports {
+                let name = name(service, port).port;
+                let keys = port.frontends.iter().map(|it| (port.protocol.clone(), it.address, it.port));
+                frontends.extend(keys.map(|key| (key, name.clone())));
+            }
+        }
+        Self { frontends, nodes }
+    }
+
+    /// The frontend at an end of a packet, as `explain` calls it, and its service `namespace/name:port`.
+    pub(in crate::cli) fn frontend(&self, protocol: &str, end: SocketAddr) -> Option<(String, &str)> {
+        let get = |address| self.frontends.get(&(protocol.to_owned(), address, end.port()));
+        if let Some(service) = get(Some(end.ip())) {
+            return Some((end.to_string(), service));
+        }
+        let service = get(None).filter(|_| self.nodes.contains(&end.ip()))?;
+        Some((format!("NodePort {}", end.port()), service))
     }
 }
 
@@ -62,10 +103,11 @@ fn add<F: NodeFamily>(
     }
 }
 
-fn name(service: &ServiceView, port: &PortView) -> Name {
+fn name(service: &ServiceView, view: &PortView) -> Name {
     let service = full_name(&service);
-    let port = if port.name.is_empty() { service.clone() } else { format!("{service}:{}", port.name) };
-    Name { service, port }
+    let port = if view.name.is_empty() { service.clone() } else { format!("{service}:{}", view.name) };
+    let local = view.local.as_ref().map_or(Why::Ready, |local| local.why);
+    Name { service, port, why: [view.why, local] }
 }
 
 /// The keys of a port's frontends.

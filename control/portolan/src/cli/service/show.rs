@@ -3,9 +3,9 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
-use super::super::text::{BAD, FAINT, GOOD, HEAD, WARN, clean, count, duration, paint, section};
+use super::super::text::{BAD, FAINT, GOOD, HEAD, WARN, clean, count, duration, join, paint, section};
 use super::{frontend, full_name};
-use crate::api::{BackendView, PortView, ServiceView};
+use crate::api::{BackendView, LocalView, PortView, ServiceView};
 
 /// Characters of a full bar.
 const BAR: u64 = 20;
@@ -20,7 +20,7 @@ pub(super) fn text(service: &ServiceView) -> String {
         text.push('\n');
         draw(port, &mut text);
     }
-    text + &section("Conditions", &service.conditions, WARN)
+    text + &section("Conditions", &service.conditions, WARN) + &section("Notes", &service.notes, FAINT)
 }
 
 // Writing to a string cannot fail: results of `writeln!` are dropped throughout.
@@ -35,12 +35,38 @@ fn draw(port: &PortView, text: &mut String) {
     if port.frontends.is_empty() {
         let _ = writeln!(text, "    {}", paint("no frontend", BAD));
     }
+    if let Some(sources) = &port.sources {
+        let _ = writeln!(text, "    {}", admitted(sources));
+    }
     if port.backends.is_empty() {
         let _ = writeln!(text, "      → {}", paint("no backend: clients are rejected", BAD));
     }
     let rows = Rows::of(&port.backends);
     for backend in &port.backends {
         let _ = writeln!(text, "      → {}", rows.line(backend).trim_end());
+    }
+    if let Some(local) = &port.local {
+        let _ = writeln!(text, "    {}", local_set(port, local));
+    }
+}
+
+/// Whom the load balancer's addresses admit.
+fn admitted(sources: &[String]) -> String {
+    if sources.is_empty() {
+        return paint("load balancer addresses are closed: no source range is of this family", BAD);
+    }
+    format!("load balancer addresses are open to {} only", clean(&join(sources)))
+}
+
+/// The Local set, by how it differs from what is drawn.
+fn local_set(port: &PortView, local: &LocalView) -> String {
+    let drawn = port.backends.iter().filter(|backend| backend.local);
+    let same = drawn.map(|it| SocketAddr::new(it.address, it.port)).eq(local.backends.iter().copied());
+    let why = local.why.as_text().map_or_else(String::new, |why| format!(" ({why})"));
+    match (local.backends.is_empty(), same) {
+        (true, _) => paint("Local set: empty", WARN),
+        (false, true) => format!("Local set: the local backends above{why}"),
+        (false, false) => format!("Local set: {}{why}", join(&local.backends)),
     }
 }
 
@@ -56,6 +82,13 @@ fn rules(port: &PortView) -> Vec<String> {
     if port.external_local {
         rules.push("externalTrafficPolicy Local".to_owned());
     }
+    if port.direct {
+        rules.push("direct return".to_owned());
+    }
+    if port.consistent {
+        rules.push("consistent hashing".to_owned());
+    }
+    rules.extend(port.why.as_text().map(str::to_owned));
     rules
 }
 

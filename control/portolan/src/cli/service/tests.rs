@@ -1,6 +1,10 @@
 use super::*;
-use crate::api::BackendView;
+use crate::api::{BackendView, LocalView, Why};
 use crate::cli::text::plain;
+
+/// As the agent says it of an SCTP port.
+const CONDITION: &str = "Invalid: web.yaml:9: Service default/web: spec.ports[1].protocol: expected TCP or UDP (SCTP is not \
+                         carried: this port is left out), found \"SCTP\" (the rest of it is served)";
 
 /// Two services, the second with nobody behind it.
 pub(in crate::cli) fn services() -> Vec<ServiceView> {
@@ -30,6 +34,11 @@ pub(in crate::cli) fn services() -> Vec<ServiceView> {
         internal_local: false,
         external_local: true,
         affinity: Some(10_800),
+        why: Why::SameZone,
+        local: Some(LocalView { backends: vec!["10.244.1.2:8080".parse().unwrap()], why: Why::Ready }),
+        sources: Some(vec!["203.0.113.0/24".into(), "198.51.100.7/32".into()]),
+        direct: false,
+        consistent: true,
     };
     let dns = PortView {
         name: String::new(),
@@ -40,16 +49,20 @@ pub(in crate::cli) fn services() -> Vec<ServiceView> {
         flows: 0,
         internal_local: false,
         external_local: false,
-        affinity: None,
+        direct: true,
+        local: Some(LocalView { backends: vec!["[fd00::9]:53".parse().unwrap()], why: Why::Terminating }),
+        sources: Some(Vec::new()),
+        ..PortView::default()
     };
     let service = |namespace: &str, name: &str, ports, conditions| ServiceView {
         namespace: namespace.into(),
         name: name.into(),
         ports,
         conditions,
+        notes: Vec::new(),
     };
     vec![
-        service("default", "web", vec![http], vec!["PortNotServed: sctp: only TCP and UDP".into()]),
+        service("default", "web", vec![http], vec![CONDITION.into()]),
         service("kube-system", "dns", vec![dns], Vec::new()),
     ]
 }
@@ -79,20 +92,22 @@ fn a_service_without_a_served_port_still_has_a_row() {
 #[test]
 fn showing_a_service_draws_how_its_flows_spread() {
     assert_eq!(
-        plain(&show::text(&services()[0])),
+        plain(&show::text(&services()[0])).replace(CONDITION, "…"),
         "\
 default/web
 
-  http TCP IPv4  1000 flows, session affinity 3h 0m, externalTrafficPolicy Local
+  http TCP IPv4  1000 flows, session affinity 3h 0m, externalTrafficPolicy Local, consistent hashing, same zone only: all hints name zones
     ClusterIP  10.96.0.10:80
     NodePort   *:30080
+    load balancer addresses are open to 203.0.113.0/24, 198.51.100.7/32 only
       → 10.244.1.2:8080   local   900   90.0%  ██████████████████
       → 10.244.2.3:8080   remote   99    9.9%  ██
       → 10.244.2.14:8080  remote    1    0.1%  █
       → 10.244.2.15:8080  remote    0    0.0%
+    Local set: the local backends above
 
 Conditions
-  PortNotServed: sctp: only TCP and UDP
+  …
 "
     );
 }
@@ -104,9 +119,11 @@ fn showing_a_service_without_backends_says_what_clients_see() {
         "\
 kube-system/dns
 
-  UDP IPv6  0 flows
+  UDP IPv6  0 flows, direct return
     ClusterIP  [fd00:10:96::a]:53
+    load balancer addresses are closed: no source range is of this family
       → no backend: clients are rejected
+    Local set: [fd00::9]:53 (terminating backends: none is ready)
 "
     );
 }

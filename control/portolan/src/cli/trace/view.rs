@@ -11,6 +11,7 @@ use portolan_node::maps::NodeFamily;
 use serde::Serialize;
 
 use crate::api::PodView;
+use crate::cli::flow::Ends;
 use crate::cli::text::{BAD, FAINT, GOOD, clean, paint};
 
 /// Length of an Ethernet header, and where it says what follows.
@@ -34,12 +35,28 @@ pub(super) struct PacketSeen {
     pub(super) packet: Headers,
     /// The packet as it left, if it was changed.
     pub(super) became: Option<Headers>,
+    /// Whose traffic it is, if it is a service's.
+    pub(super) service: Option<ServiceSeen>,
     /// Name of the outcome, as counters have it.
     pub(super) outcome: &'static str,
     /// It did not reach who it was sent to.
     pub(super) dropped: bool,
     /// What the outcome means and, if it is a drop, what would change it.
     pub(super) meaning: &'static str,
+}
+
+/// The service that a packet was sent to, or answers for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ServiceSeen {
+    /// The address and port that the client asks, or the NodePort.
+    pub(super) frontend: String,
+    /// `namespace/name:port`.
+    pub(super) service: String,
+    /// The backend's address and port, if the packet was translated.
+    pub(super) backend: Option<String>,
+    /// `namespace/name` of the backend, if it is a pod of this node.
+    pub(super) backend_pod: Option<String>,
 }
 
 /// What a packet's headers say.
@@ -56,17 +73,44 @@ pub(super) struct Headers {
     pub(super) flags: String,
 }
 
-/// What interfaces are called and whose they are.
+/// What interfaces are called and whose they are, whose addresses pods have, and what services are called.
+#[derive(Default)]
 pub(super) struct Names {
     interfaces: HashMap<u32, String>,
     pods: HashMap<String, String>,
+    addresses: HashMap<IpAddr, String>,
+    services: Ends,
 }
 
 impl Names {
-    pub(super) fn new(interfaces: &[Interface], pods: &[PodView]) -> Self {
+    pub(super) fn new(interfaces: &[Interface], pods: &[PodView], services: Ends) -> Self {
         let interfaces = interfaces.iter().map(|link| (link.ifindex, link.name.clone())).collect();
-        let pod = |pod: &PodView| (pod.host_interface.clone(), format!("{}/{}", pod.namespace, pod.name));
-        Self { interfaces, pods: pods.iter().map(pod).collect() }
+        let name = |pod: &PodView| format!("{}/{}", pod.namespace, pod.name);
+        let addresses = pods.iter().flat_map(|pod| pod.addresses.iter().map(move |addr| (*addr, name(pod))));
+        Self {
+            interfaces,
+            pods: pods.iter().map(|pod| (pod.host_interface.clone(), name(pod))).collect(),
+            addresses: addresses.collect(),
+            services,
+        }
+    }
+
+    /// Who is asked, by where the packet was going; or who answers, by where it now comes from.
+    fn service(&self, before: &Headers, after: Option<&Headers>) -> Option<ServiceSeen> {
+        let end = |text: &str| text.parse::<SocketAddr>().ok();
+        let asked = end(&before.destination).and_then(|to| self.services.frontend(&before.kind, to));
+        let backend = match asked {
+            Some(_) => after.and_then(|after| end(&after.destination)),
+            None => end(&before.source),
+        };
+        let answering = || self.services.frontend(&before.kind, end(&after?.source)?);
+        let (frontend, service) = asked.or_else(answering)?;
+        Some(ServiceSeen {
+            frontend,
+            service: service.to_owned(),
+            backend: backend.map(|backend| backend.to_string()),
+            backend_pod: backend.and_then(|backend| self.addresses.get(&backend.ip()).cloned()),
+        })
     }
 
     /// An event in words; `origin` is the time of the first one.
@@ -78,13 +122,15 @@ impl Names {
         let outcome = counter::ALL.get(event.outcome as usize).unwrap_or(&unknown);
         let before = headers(&event.before, event.before_len, event.len);
         let after = (event.after_len > 0).then(|| headers(&event.after, event.after_len, event.len));
+        let became = after.filter(|after| *after != before);
         PacketSeen {
             microseconds: event.time.saturating_sub(origin) / 1000,
             program: event.hook.checked_sub(1).and_then(hook).map_or("unknown", Hook::program),
             pod: self.pods.get(&interface).cloned(),
             interface,
             length: event.len,
-            became: after.filter(|after| *after != before),
+            service: self.service(&before, became.as_ref()),
+            became,
             packet: before,
             outcome: outcome.name,
             dropped: outcome.is_drop(),
@@ -176,6 +222,9 @@ pub(super) fn line(packet: &PacketSeen) -> String {
     if let Some(became) = &packet.became {
         line += &format!("  ⇒  {} → {}", became.source, became.destination);
     }
+    if let Some(service) = &packet.service {
+        line += &format!("  {}", paint(&clean(&told(service)), FAINT));
+    }
     let style = match (packet.dropped, packet.outcome) {
         (true, _) => BAD,
         (_, outcome) if outcome.starts_with("to-") => GOOD,
@@ -186,6 +235,13 @@ pub(super) fn line(packet: &PacketSeen) -> String {
         line += &format!("  {}", paint(packet.meaning, FAINT));
     }
     line + "\n"
+}
+
+/// As `explain` tells it.
+fn told(seen: &ServiceSeen) -> String {
+    let pod = seen.backend_pod.as_ref().map_or_else(String::new, |pod| format!(", pod {pod}"));
+    let backend = seen.backend.as_ref().map_or_else(String::new, |it| format!(", backend {it}{pod}"));
+    format!("({} is a frontend of service {}{backend})", seen.frontend, seen.service)
 }
 
 fn text(headers: &Headers) -> String {
@@ -229,8 +285,11 @@ mod tests {
     }
 
     fn names() -> Names {
-        let interfaces = HashMap::from([(7, "ptl7".to_owned())]);
-        Names { interfaces, pods: HashMap::from([("ptl7".to_owned(), "shop/client".to_owned())]) }
+        Names {
+            interfaces: HashMap::from([(7, "ptl7".to_owned())]),
+            pods: HashMap::from([("ptl7".to_owned(), "shop/client".to_owned())]),
+            ..Names::default()
+        }
     }
 
     #[test]
@@ -245,8 +304,7 @@ mod tests {
 
     #[test]
     fn a_dropped_packet_is_shown_with_what_would_change_it() {
-        let seen = Names { interfaces: HashMap::new(), pods: HashMap::new() }
-            .describe(&event(counter::REJECTED_UNKNOWN_PORT, None), 5_000_000);
+        let seen = Names::default().describe(&event(counter::REJECTED_UNKNOWN_PORT, None), 5_000_000);
         let text = plain(&line(&seen));
         assert!(seen.dropped && seen.became.is_none(), "{seen:?}");
         assert!(

@@ -27,6 +27,7 @@ pub(super) fn node() -> Object {
     Object::Node(Node {
         name: NODE.into(),
         addresses: vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))],
+        external: Vec::new(),
         pod_cidrs: Vec::new(),
         zone: None,
     })
@@ -42,6 +43,7 @@ pub(super) fn service(number: u32) -> [Object; 2] {
         cluster_ips: smallvec![address(SERVICES + number)],
         external_ips: Vec::new(),
         ingress_ips: Vec::new(),
+        proxied_ips: Vec::new(),
         source_ranges: Vec::new(),
         ports: smallvec![Port { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
         internal_local: false,
