@@ -20,6 +20,10 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNetwork>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Name>,
+    /// Keys of `spec.taints`.
+    pub taints: Vec<Name>,
+    /// `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
 }
 
 impl Node {
@@ -33,6 +37,8 @@ impl Node {
             addresses: addresses(&wire.status.addresses)?,
             pod_cidrs: pod_cidrs(&wire.spec)?,
             zone,
+            taints: wire.spec.taints.iter().map(|taint| taint.key.as_str().into()).collect(),
+            deleting: wire.metadata.deletion_timestamp.is_some(),
         })
     }
 

@@ -57,6 +57,8 @@ mod tests {
             addresses: Vec::new(),
             pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
             zone: None,
+            taints: Vec::new(),
+            deleting: false,
         }
     }
 
