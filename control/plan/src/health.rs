@@ -48,7 +48,9 @@ pub fn health_check(entry: &Entry, node: &str) -> Option<HealthCheck> {
 /// Whether load balancers may send this node new connections: its Node object is there and not about to go (KEP-3836).
 #[must_use]
 pub fn is_eligible(store: &Store, node: &str) -> bool {
-    store.node(node).is_some_and(|node| !node.deleting && node.taints.iter().all(|key| **key != *LEAVING_TAINT))
+    store
+        .node(node)
+        .is_some_and(|node| !node.deleting && node.taints.iter().all(|key| **key != *LEAVING_TAINT))
 }
 
 #[cfg(test)]

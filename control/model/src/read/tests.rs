@@ -315,7 +315,8 @@ fn a_node_tells_its_taints_and_whether_it_is_being_deleted() {
 fn a_slice_tells_when_its_last_change_began_unless_that_is_no_time() {
     let triggered = |value: Value| {
         let mut document = slice(json!([{"addresses": ["10.244.1.2"]}]));
-        document["metadata"]["annotations"] = json!({"endpoints.kubernetes.io/last-change-trigger-time": value});
+        document["metadata"]["annotations"] =
+            json!({"endpoints.kubernetes.io/last-change-trigger-time": value});
         let slice = good_slice(&document);
         assert_eq!(slice.endpoints.len(), 1, "the slice serves whatever the time is");
         slice.triggered.map(|time| time.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis())

@@ -101,14 +101,20 @@ fn an_address_counts_once_for_all_its_ports_and_slices() {
         slice("s3", &http(), &[endpoint("fd00:1::1", "a", &json!({}))]),
         slice("s4", &json!([]), &[endpoint("10.1.0.9", "a", &json!({}))]),
     ]);
-    assert_eq!(found.map(|it| it.endpoints), Some(2), "one address of each family; without a port nothing serves");
+    assert_eq!(
+        found.map(|it| it.endpoints),
+        Some(2),
+        "one address of each family; without a port nothing serves"
+    );
 }
 
 #[test]
 fn a_node_that_is_about_to_go_is_not_eligible() {
     let node = |metadata: Value, taints: &[&str]| {
-        let taints: Vec<Value> = taints.iter().map(|key| json!({"key": key, "effect": "NoSchedule"})).collect();
-        let document = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": taints}});
+        let taints: Vec<Value> =
+            taints.iter().map(|key| json!({"key": key, "effect": "NoSchedule"})).collect();
+        let document =
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": taints}});
         is_eligible(&store(&[document]), "a")
     };
     assert!(node(json!({"name": "a"}), &[]));

@@ -36,6 +36,9 @@ pub struct Options {
     /// Address of metrics and status
     #[arg(long, default_value = "127.0.0.1:10249")]
     pub metrics: SocketAddr,
+    /// Address of /healthz and /livez, for load balancers and probes; at an unspecified address both families are served
+    #[arg(long, default_value = "0.0.0.0:10256")]
+    pub healthz_bind_address: SocketAddr,
     /// MTU of pods; 0: that of the smallest uplink
     #[arg(long, default_value_t = 0)]
     pub mtu: u32,

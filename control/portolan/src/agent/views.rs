@@ -1,6 +1,7 @@
 //! What the agent tells about itself.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
 
 use portolan_apply::{Difference, PortState};
 use portolan_model::ServiceKey;
@@ -10,6 +11,9 @@ use portolan_plan::{ExternalMode, Scope, ServicePort};
 use super::network::{Network, mac_of, mac_text};
 use super::state::{Core, Shared};
 use crate::api::{AuditView, BackendView, CidrView, FrontendView, PodView, PortView, ServiceView, Status};
+
+/// Reason of a service whose health check port nobody answers on.
+const UNCHECKED: &str = "HealthCheckPort";
 
 pub(super) fn status(shared: &Shared, network: &Network) -> Status {
     let core = shared.core();
@@ -29,6 +33,11 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
         not_ready
             .push(format!("node {} has no InternalIP in its Node object's status.addresses", shared.node));
     }
+    if let Some(waited) = shared.health.overdue(Instant::now()) {
+        let waited = waited.as_secs();
+        not_ready
+            .push(format!("changes of objects have waited for {waited} s: the warnings and the log say why"));
+    }
     let cidr = |pool: portolan_ipam::Availability| CidrView {
         cidr: pool.cidr.to_string(),
         used: pool.used.to_string(),
@@ -37,6 +46,12 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
     let refused =
         core.refused.iter().map(|refused| format!("{}: TableFull: {}", refused.service, refused.reason));
     let conditions = core.conditions.iter().map(condition);
+    let health = shared.health.failures();
+    let unchecked = health.iter().map(|(service, failure)| format!("{service}: {UNCHECKED}: {failure}"));
+    let without_local = |uses: fn(&ServicePort) -> bool| {
+        let ports = core.planner.desired().flat_map(|(_, plan)| &plan.ports);
+        ports.filter(|port| uses(port) && port.local.is_empty() && !port.cluster.is_empty()).count()
+    };
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: shared.node.clone(),
@@ -57,11 +72,13 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
         interfaces: core.interfaces.clone(),
         socket_cgroup: core.socket_cgroup.as_ref().map(|path| path.display().to_string()),
         services: core.planner.desired().count(),
+        internal_without_local: without_local(|port| port.internal_local),
+        external_without_local: without_local(|port| port.external_local),
         pods: ipam.list().len(),
         routes: node.routes.len(),
         tables: tables(&core),
         refused_documents: core.refusals.clone(),
-        conditions: conditions.chain(refused).collect(),
+        conditions: conditions.chain(refused).chain(unchecked).collect(),
         warnings: core.warnings.values().cloned().collect(),
         last_sync_microseconds: u64::try_from(core.last_sync.as_micros()).unwrap_or(u64::MAX),
         syncs: core.syncs,
@@ -97,6 +114,10 @@ pub(super) fn services(shared: &Shared) -> Vec<ServiceView> {
     }
     for refused in &core.refused {
         conditions.entry(&refused.service).or_default().push(format!("TableFull: {}", refused.reason));
+    }
+    let failures = shared.health.failures();
+    for (service, failure) in &failures {
+        conditions.entry(service).or_default().push(format!("{UNCHECKED}: {failure}"));
     }
     let mut views: Vec<ServiceView> = core
         .applier
