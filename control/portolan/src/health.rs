@@ -44,7 +44,9 @@ struct Programming {
     failed: Option<Instant>,
     /// When the tables were last known to be as wanted.
     updated: Option<SystemTime>,
-    /// The tables have been complete, if only by an earlier agent: packets find services.
+    /// All objects have been taken in once.
+    complete: bool,
+    /// The tables have been as wanted, if only by an earlier agent: packets find services.
     serving: bool,
 }
 
@@ -53,13 +55,25 @@ impl Programming {
     fn oldest(&self) -> Option<Instant> {
         self.waiting.front().copied().into_iter().chain(self.failed).min()
     }
+
+    /// Notes what is true once nothing is left that could not be written.
+    fn settle(&mut self) {
+        if self.failed.is_some() || !self.complete {
+            return;
+        }
+        self.serving = true;
+        if self.waiting.is_empty() {
+            self.updated = Some(SystemTime::now());
+        }
+    }
 }
 
 impl Health {
     /// Of an agent that starts; `serving` says whether an earlier one left services in the tables.
     #[must_use]
     pub fn new(serving: bool) -> Self {
-        let programming = Programming { waiting: VecDeque::new(), failed: None, updated: None, serving };
+        let programming =
+            Programming { waiting: VecDeque::new(), failed: None, updated: None, complete: false, serving };
         Self {
             programming: Mutex::new(programming),
             // What an earlier agent left goes on serving while the objects are being read.
@@ -80,13 +94,12 @@ impl Health {
     pub fn taken(&self, written: bool, complete: bool) -> bool {
         let mut programming = lock(&self.programming);
         let came = programming.waiting.pop_front();
+        programming.complete |= complete;
         if !written {
             let since = came.unwrap_or_else(Instant::now);
             programming.failed.get_or_insert(since);
-            return false;
         }
-        programming.serving |= complete;
-        programming.note();
+        programming.settle();
         programming.failed.is_none()
     }
 
@@ -94,7 +107,7 @@ impl Health {
     pub fn compared(&self) {
         let mut programming = lock(&self.programming);
         programming.failed = None;
-        programming.note();
+        programming.settle();
     }
 
     /// For how long something has waited that should be in the tables by now.
@@ -174,15 +187,6 @@ impl Health {
             }
         }
         *known = failures;
-    }
-}
-
-impl Programming {
-    /// Notes the time if everything that came is in the tables.
-    fn note(&mut self) {
-        if self.oldest().is_none() && self.serving {
-            self.updated = Some(SystemTime::now());
-        }
     }
 }
 

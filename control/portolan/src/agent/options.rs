@@ -268,6 +268,11 @@ mod tests {
             assert!(mounted.contains(&path.to_str().unwrap()), "{} is not the node's own", path.display());
         }
         assert_eq!(pod["hostNetwork"], true, "the agent works on the node's own network");
+
+        let probe = &container["livenessProbe"]["httpGet"];
+        assert_eq!(probe["port"], options.healthz_bind_address.port(), "where the agent is asked");
+        assert!(options.healthz_bind_address.ip().is_unspecified(), "the kubelet asks at the node's address");
+        assert_eq!(probe["path"], "/livez", "a node that is about to be removed needs its agent");
     }
 
     #[test]

@@ -63,6 +63,13 @@ fn a_node_is_healthy_once_it_serves_and_until_it_is_about_to_go() {
     fresh.taken(true, true);
     assert!(fresh.is_healthy(now));
 
+    let unlucky = Health::new(false);
+    unlucky.queued(now);
+    unlucky.taken(false, true);
+    assert!(!unlucky.is_healthy(now), "it could not write them");
+    unlucky.compared();
+    assert!(unlucky.is_healthy(now), "it could in the end");
+
     let restarted = Health::new(true);
     assert!(restarted.is_healthy(now), "an earlier agent's tables serve");
     restarted.set_eligible(false);
