@@ -23,6 +23,10 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNetwork>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Name>,
+    /// Keys of `spec.taints`.
+    pub taints: Vec<Name>,
+    /// `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
 }
 
 impl Node {
@@ -37,6 +41,8 @@ impl Node {
             external: external(&wire.status.addresses),
             pod_cidrs: pod_cidrs(&wire.spec)?,
             zone,
+            taints: wire.spec.taints.iter().map(|taint| taint.key.as_str().into()).collect(),
+            deleting: wire.metadata.deletion_timestamp.is_some(),
         })
     }
 

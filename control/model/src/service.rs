@@ -46,6 +46,8 @@ pub struct Service {
     pub external_local: bool,
     /// `sessionAffinity: ClientIP`: its timeout, 1 to 86,400 seconds.
     pub affinity: Option<u32>,
+    /// `spec.healthCheckNodePort`, 1 to 65535; 0: none.
+    pub health_check_node_port: u16,
 }
 
 /// `spec.type`.
@@ -147,6 +149,10 @@ impl Service {
             internal_local: is_local("internalTrafficPolicy", wire.spec.internal_traffic_policy.as_deref())?,
             external_local: is_local("externalTrafficPolicy", wire.spec.external_traffic_policy.as_deref())?,
             affinity: affinity(&wire.spec)?,
+            health_check_node_port: optional_port(
+                "spec.healthCheckNodePort".into(),
+                wire.spec.health_check_node_port,
+            )?,
             key,
         })
     }
@@ -257,10 +263,7 @@ fn ports(wires: &[wire::ServicePort], warnings: &mut Vec<Invalid>) -> Result<Sma
             return Err(Invalid::text(field("name"), "a name that no other port has", &wire.name));
         }
         let port = port_number(field("port"), wire.port)?;
-        let node_port = match wire.node_port {
-            None | Some(0) => 0,
-            number => port_number(field("nodePort"), number)?,
-        };
+        let node_port = optional_port(field("nodePort"), wire.node_port)?;
         let Some(protocol) = protocol(&field("protocol"), wire.protocol.as_deref(), warnings)? else {
             continue;
         };
@@ -278,6 +281,14 @@ fn ports(wires: &[wire::ServicePort], warnings: &mut Vec<Invalid>) -> Result<Sma
         ports.push(Port { name: wire.name.as_str().into(), protocol, port, node_port });
     }
     Ok(ports)
+}
+
+/// 0 where there is none: the API writes it so as well.
+fn optional_port(field: String, number: Option<i64>) -> Result<u16, Invalid> {
+    match number {
+        None | Some(0) => Ok(0),
+        number => port_number(field, number),
+    }
 }
 
 pub(crate) fn port_number(field: String, number: Option<i64>) -> Result<u16, Invalid> {

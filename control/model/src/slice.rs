@@ -1,6 +1,7 @@
 //! EndpointSlice: who answers for a service.
 
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use serde_json::Value;
 use smallvec::SmallVec;
@@ -9,6 +10,7 @@ use crate::name::{check_label, check_subdomain};
 use crate::service::{HEADLESS_LABEL, port_number, protocol};
 use crate::{Family, Invalid, Name, NamespacedName, Protocol, ServiceKey, address, wire};
 
+const TRIGGERED_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 pub(crate) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// A valid EndpointSlice.
@@ -24,6 +26,8 @@ pub struct EndpointSlice {
     pub ports: SmallVec<[SlicePort; 1]>,
     /// Acceptable endpoints, in their order.
     pub endpoints: Vec<Endpoint>,
+    /// When the pod or service changed that the last change of this slice is about, if its writer says so.
+    pub triggered: Option<SystemTime>,
 }
 
 /// One port of a slice.
@@ -76,10 +80,17 @@ impl EndpointSlice {
             service: service.filter(|_| !headless),
             ports: ports(&wire.ports, warnings)?,
             endpoints: family.map(|family| endpoints(&wire.endpoints, family, warnings)).unwrap_or_default(),
+            triggered: triggered(&wire.metadata.annotations),
             family,
             key,
         })
     }
+}
+
+/// Only measured by: a time that is none costs the measurement, not the slice.
+fn triggered(annotations: &wire::Labels) -> Option<SystemTime> {
+    let text = annotations.get(TRIGGERED_ANNOTATION)?.as_str()?;
+    text.parse::<jiff::Timestamp>().ok().map(SystemTime::from)
 }
 
 fn family(text: Option<&str>) -> Result<Option<Family>, Invalid> {

@@ -34,6 +34,7 @@ pub(crate) struct HeadMeta {
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Meta {
     pub(crate) creation_timestamp: Option<String>,
+    pub(crate) deletion_timestamp: Option<Value>,
     #[serde(deserialize_with = "nullable")]
     pub(crate) labels: Labels,
     #[serde(deserialize_with = "nullable")]
@@ -71,6 +72,7 @@ pub(crate) struct ServiceSpec {
     pub(crate) external_traffic_policy: Option<String>,
     #[serde(deserialize_with = "nullable")]
     pub(crate) load_balancer_source_ranges: Vec<String>,
+    pub(crate) health_check_node_port: Option<i64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -191,6 +193,15 @@ pub(crate) struct NodeSpec {
     pub(crate) pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs", deserialize_with = "nullable")]
     pub(crate) pod_cidrs: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) taints: Vec<Taint>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Taint {
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) key: String,
 }
 
 #[derive(Default, Deserialize)]

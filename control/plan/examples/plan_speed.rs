@@ -65,6 +65,7 @@ fn service(i: u32) -> Service {
         internal_local: false,
         external_local: false,
         affinity: None,
+        health_check_node_port: 0,
     }
 }
 
@@ -83,5 +84,6 @@ fn slice(i: u32, port: u16) -> EndpointSlice {
         family: Some(Family::V4),
         ports: smallvec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port }],
         endpoints: (0..ENDPOINTS).map(endpoint).collect(),
+        triggered: None,
     }
 }

@@ -5,6 +5,7 @@
 
 mod claims;
 mod desired;
+mod health;
 pub mod maglev;
 mod node;
 mod planner;
@@ -16,4 +17,5 @@ pub use desired::{
     BackendAddr, Changes, Condition, FrontendAddr, NodePlan, PortName, Reason, Route, Scope, ServicePlan,
     ServicePort, SkippedRoute, Why,
 };
+pub use health::{HealthCheck, health_check, is_eligible};
 pub use planner::{Extent, ExternalMode, NodePortAddresses, Options, Planner};

@@ -58,6 +58,8 @@ mod tests {
             external: Vec::new(),
             pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
             zone: None,
+            taints: Vec::new(),
+            deleting: false,
         }
     }
 

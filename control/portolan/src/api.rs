@@ -75,6 +75,12 @@ pub struct Status {
     pub socket_cgroup: Option<String>,
     /// Number of services (objects), pods on this node, routes to other nodes.
     pub services: usize,
+    /// Ports with `internalTrafficPolicy: Local` that have endpoints, but none on this node: its clients are dropped.
+    #[serde(default)]
+    pub internal_without_local: usize,
+    /// The same of `externalTrafficPolicy: Local` and outside clients.
+    #[serde(default)]
+    pub external_without_local: usize,
     /// Number of pods on this node.
     pub pods: usize,
     /// Number of routes to other nodes' podCIDRs.

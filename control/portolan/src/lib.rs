@@ -3,4 +3,6 @@
 pub mod agent;
 pub mod api;
 pub mod cli;
+pub mod health;
+mod http;
 pub mod metrics;

@@ -13,7 +13,7 @@ use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets, linear_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::api::{PortView, ServiceView, Status};
@@ -27,6 +27,10 @@ pub struct Metrics {
     service_changes: Counter,
     endpoint_changes: Counter,
     differences: Counter,
+    last_queued: Gauge<f64, AtomicU64>,
+    network_programming: Histogram,
+    healthz: Family<Labels, Counter>,
+    livez: Family<Labels, Counter>,
 }
 
 impl Default for Metrics {
@@ -46,15 +50,39 @@ impl Metrics {
             service_changes: Counter::default(),
             endpoint_changes: Counter::default(),
             differences: Counter::default(),
+            last_queued: Gauge::default(),
+            network_programming: Histogram::new(network_programming_buckets()),
+            healthz: Family::default(),
+            livez: Family::default(),
         }
     }
 
     /// A change has become visible to packets just now, and took so long from being read.
     pub fn observe_sync(&self, took: Duration) {
         self.sync_duration.observe(took.as_secs_f64());
-        // A clock before 1970 is no time to report.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last_sync.set(now.as_secs_f64());
+        self.last_sync.set(seconds_now());
+    }
+
+    /// A change has come and waits to be taken in.
+    pub fn observe_queued(&self) {
+        self.last_queued.set(seconds_now());
+    }
+
+    /// What a pod or service changed to at this time is visible to packets since just now.
+    pub fn observe_network_programming(&self, since: SystemTime) {
+        // Clocks of two nodes differ: what seems to lie ahead took no time.
+        let took = SystemTime::now().duration_since(since).unwrap_or_default();
+        self.network_programming.observe(took.as_secs_f64());
+    }
+
+    /// `/healthz` was answered with this status.
+    pub fn count_healthz(&self, code: u16) {
+        self.healthz.get_or_create(&vec![("code", code.to_string())]).inc();
+    }
+
+    /// `/livez` was answered with this status.
+    pub fn count_livez(&self, code: u16) {
+        self.livez.get_or_create(&vec![("code", code.to_string())]).inc();
     }
 
     /// So many Services have changed.
@@ -76,7 +104,10 @@ impl Metrics {
     #[must_use]
     pub fn render(&self, status: &Status, services: &[ServiceView], outcomes: &[u64]) -> String {
         let mut registry = Registry::default();
-        self.register(registry.sub_registry_with_prefix("kubeproxy_sync_proxy_rules"));
+        let syncs = registry.sub_registry_with_prefix("kubeproxy_sync_proxy_rules");
+        self.register(syncs);
+        without_local(syncs, status);
+        self.register_health(registry.sub_registry_with_prefix("kubeproxy"));
         let portolan = registry.sub_registry_with_prefix("portolan");
         packets(portolan, outcomes);
         agent(portolan, status);
@@ -101,7 +132,38 @@ impl Metrics {
         let help = "Services that changed";
         registry.register("service_changes", help, self.service_changes.clone());
         registry.register("endpoint_changes", "EndpointSlices that changed", self.endpoint_changes.clone());
+        let help = "When the last change of objects came";
+        registry.register("last_queued_timestamp_seconds", help, self.last_queued.clone());
     }
+
+    fn register_health(&self, registry: &mut Registry) {
+        let help = "Time from a change of a pod or service to its endpoints being visible to packets";
+        registry.register("network_programming_duration_seconds", help, self.network_programming.clone());
+        registry.register("proxy_healthz", "Answers of /healthz, by status", self.healthz.clone());
+        registry.register("proxy_livez", "Answers of /livez, by status", self.livez.clone());
+    }
+}
+
+/// kube-proxy's: objectives of clusters are written in them.
+fn network_programming_buckets() -> impl Iterator<Item = f64> {
+    let parts = [(0.25, 0.25, 2), (1.0, 1.0, 59), (60.0, 5.0, 12), (120.0, 30.0, 7)];
+    parts.into_iter().flat_map(|(first, step, count)| linear_buckets(first, step, count))
+}
+
+/// Since 1970. A clock before that is no time to report.
+fn seconds_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// A gauge, though its name ends as a counter's: kube-proxy's dashboards ask for it so.
+fn without_local(registry: &mut Registry, status: &Status) {
+    let ports = Family::<Labels, Gauge>::default();
+    let numbers = [("internal", status.internal_without_local), ("external", status.external_without_local)];
+    for (policy, number) in numbers {
+        ports.get_or_create(&vec![("traffic_policy", policy.to_owned())]).set(signed(number as u64));
+    }
+    let help = "Ports of services with a Local traffic policy that have endpoints, but none on this node";
+    registry.register("no_local_endpoints_total", help, ports);
 }
 
 type Labels = Vec<(&'static str, String)>;

@@ -314,3 +314,54 @@ fn a_long_hostile_value_is_shortened_in_the_message() {
     document["spec"]["type"] = json!("x".repeat(100_000));
     assert!(refused(&document).to_string().len() < 400);
 }
+
+#[test]
+fn a_health_check_port_is_a_port_or_none() {
+    let with = |port: Value| {
+        service(json!({"clusterIP": "10.96.0.10", "ports": [{"port": 80}], "healthCheckNodePort": port}))
+    };
+    assert_eq!(good_service(&simple_service()).health_check_node_port, 0);
+    for (port, expected) in [(json!(null), 0), (json!(0), 0), (json!(30_123), 30_123)] {
+        assert_eq!(good_service(&with(port)).health_check_node_port, expected);
+    }
+    for port in [json!(-1), json!(65_536), json!("30123")] {
+        assert_eq!(refused(&with(port)).field, "spec.healthCheckNodePort");
+    }
+}
+
+#[test]
+fn a_node_tells_its_taints_and_whether_it_is_being_deleted() {
+    let node = |metadata: Value, spec: Value| {
+        let document = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec});
+        match reading(&document).object {
+            Object::Node(node) => node,
+            other => panic!("{other:?}"),
+        }
+    };
+    let plain = node(json!({"name": "a"}), json!({"taints": null}));
+    assert!(plain.taints.is_empty() && !plain.deleting);
+    let leaving = node(
+        json!({"name": "a", "deletionTimestamp": "2025-01-31T12:00:00Z"}),
+        json!({"taints": [{"key": "one", "effect": "NoSchedule"}, {"key": "two", "value": "x"}]}),
+    );
+    assert_eq!(leaving.taints.iter().map(|key| &**key).collect::<Vec<_>>(), ["one", "two"]);
+    assert!(leaving.deleting);
+}
+
+#[test]
+fn a_slice_tells_when_its_last_change_began_unless_that_is_no_time() {
+    let triggered = |value: Value| {
+        let mut document = slice(json!([{"addresses": ["10.244.1.2"]}]));
+        document["metadata"]["annotations"] =
+            json!({"endpoints.kubernetes.io/last-change-trigger-time": value});
+        let slice = good_slice(&document);
+        assert_eq!(slice.endpoints.len(), 1, "the slice serves whatever the time is");
+        slice.triggered.map(|time| time.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis())
+    };
+    assert_eq!(triggered(json!("1970-01-01T00:01:00.25Z")), Some(60_250));
+    assert_eq!(triggered(json!("2024-02-29T12:00:00Z")), Some(1_709_208_000_000));
+    assert_eq!(triggered(json!("2024-02-29T13:00:00.5+01:00")), Some(1_709_208_000_500));
+    for no_time in [json!("yesterday"), json!("2024-02-30T12:00:00Z"), json!(17), json!(""), json!(null)] {
+        assert_eq!(triggered(no_time.clone()), None, "{no_time}");
+    }
+}

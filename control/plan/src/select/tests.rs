@@ -35,6 +35,7 @@ fn slice(name: &str, port: u16, endpoints: Vec<Endpoint>) -> EndpointSlice {
             SlicePort { name: "other".into(), protocol: Protocol::Tcp, port: port + 2 },
         ],
         endpoints,
+        triggered: None,
     }
 }
 

@@ -3,18 +3,18 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use ipnetwork::IpNetwork;
 use portolan_abi::{Config, Words};
 use portolan_apply::{Applier, Collected};
 use portolan_core::{V4, V6};
-use portolan_model::{self as model, ServiceKey};
+use portolan_model::{self as model, ServiceKey, Store};
 use portolan_node::Tables;
 use portolan_node::attach::Interface;
 use portolan_node::link::{Event, Links, RouteReport, SERVICE_DEVICE, ServiceSources, Watch};
 use portolan_node::maps::NodeFamily;
-use portolan_plan::{Changes, Extent, NodePlan};
+use portolan_plan::{Changes, Extent, NodePlan, health_check, is_eligible};
 use portolan_source::Update;
 
 use super::Options;
@@ -50,6 +50,7 @@ pub(super) struct Engine {
     ports: PortWatch,
     /// For what is done beside the applier.
     tables: Arc<Tables>,
+    started: SystemTime,
 }
 
 impl Engine {
@@ -73,6 +74,7 @@ impl Engine {
             uplinks: Vec::new(),
             ports: PortWatch::default(),
             tables: Arc::new(tables),
+            started: SystemTime::now(),
         }
     }
 
@@ -108,6 +110,8 @@ impl Engine {
         let mut core = self.shared.core();
         let first = !core.synced && update.synced;
         self.count(&update.events);
+        let triggered = self.triggered(&core.store, &update.events);
+        core.triggered.extend(triggered);
         let touched = core.store.apply_all(update.events);
         core.refusals = update.refusals;
         let Core { store, planner, synced, .. } = &mut *core;
@@ -115,19 +119,21 @@ impl Engine {
         let changes = planner.plan(store, extent);
         if changes.services.is_empty() && changes.node.is_none() && !first {
             core.conditions = changes.conditions;
+            self.taken(&mut core, &touched, true, false);
             return (None, false);
         }
+        let mut written = true;
         // The node first: whether a backend is the host itself depends on its addresses.
         if let Some(node) = &changes.node {
             let config = self.config(node);
             core.config = Some(config);
-            let written = core.applier.set_node(config, node);
-            note(&mut core, "node", written.map_err(Into::into));
+            let set = core.applier.set_node(config, node);
+            written &= note(&mut core, "node", set.map_err(Into::into));
         }
-        apply(&mut core, &changes);
+        written &= apply(&mut core, &changes);
         if first {
             let swept = core.applier.sweep();
-            note(&mut core, "sweep", swept.map_err(Into::into));
+            written &= note(&mut core, "sweep", swept.map_err(Into::into));
         }
         core.last_sync = begun.elapsed();
         core.syncs += 1;
@@ -138,8 +144,51 @@ impl Engine {
             "tables changed"
         );
         core.conditions = changes.conditions;
+        self.taken(&mut core, &touched, written, first);
         let node = if first { Some(core.planner.node().clone()) } else { changes.node };
         (node, first)
+    }
+
+    /// When those slices began to change that change now. What is older than this agent was waiting for it, not for
+    /// being programmed.
+    fn triggered(&self, store: &Store, events: &[model::Event]) -> Vec<SystemTime> {
+        let slices = events.iter().filter_map(|event| match event {
+            model::Event::Upsert(model::Object::EndpointSlice(slice)) => Some(slice),
+            _ => None,
+        });
+        let known = |slice: &model::EndpointSlice| {
+            let entry = store.service(slice.service.as_ref()?)?;
+            entry.slices.iter().find(|known| known.key == slice.key)?.triggered
+        };
+        let news = slices.filter(|slice| slice.triggered != known(slice));
+        news.filter_map(|slice| slice.triggered).filter(|at| *at > self.started).collect()
+    }
+
+    /// After an update was taken in: tells those who ask about health and latency.
+    fn taken(&self, core: &mut Core, touched: &model::Touched, written: bool, first: bool) {
+        let health = &self.shared.health;
+        let node = &self.options.node_name;
+        if first {
+            let checks = core.store.services().filter_map(|(_, entry)| health_check(entry, node));
+            health.set_checks(checks);
+        } else if core.synced {
+            for key in &touched.services {
+                let check = core.store.service(key).and_then(|entry| health_check(entry, node));
+                health.set_check(key, check);
+            }
+        }
+        if first || core.synced {
+            health.set_eligible(is_eligible(&core.store, node));
+        }
+        if health.taken(written, first) {
+            self.observe_triggered(core);
+        }
+    }
+
+    fn observe_triggered(&self, core: &mut Core) {
+        for at in core.triggered.drain(..) {
+            self.metrics.observe_network_programming(at);
+        }
     }
 
     fn count(&self, events: &[model::Event]) {
@@ -356,7 +405,7 @@ impl Engine {
         self.warn("audit", None);
         let count = findings.all().count();
         if count == 0 {
-            return;
+            return self.compared(&mut self.shared.core());
         }
         for difference in findings.all().take(LOGGED) {
             tracing::error!(?difference, "not as the objects want it");
@@ -364,6 +413,9 @@ impl Engine {
         let failed = self.mend(&findings).await;
         tracing::warn!(count, ok = failed.is_empty(), "what an audit found was mended");
         self.metrics.count_differences(count);
+        if failed.is_empty() {
+            self.compared(&mut self.shared.core());
+        }
         self.warn("repair", (!failed.is_empty()).then(|| format!("repair: {}", failed.join("; "))));
     }
 
@@ -385,6 +437,12 @@ impl Engine {
         // Programs first: what is let in meets them.
         results.push(self.network.mend(findings.pods.keys()).await);
         results.into_iter().filter_map(|result| result.err().map(|err| format!("{err:#}"))).collect()
+    }
+
+    /// The tables are as they should be, also what could not be written before.
+    fn compared(&self, core: &mut Core) {
+        self.shared.health.compared();
+        self.observe_triggered(core);
     }
 
     /// As after a restart: takes the tables over as they are and brings them to the plan.
@@ -467,17 +525,20 @@ fn set_warning(core: &mut Core, about: &'static str, warning: Option<String>) {
     }
 }
 
-fn note(core: &mut Core, about: &'static str, result: anyhow::Result<()>) {
+/// Whether it was done.
+fn note(core: &mut Core, about: &'static str, result: anyhow::Result<()>) -> bool {
+    let done = result.is_ok();
     set_warning(core, about, result.err().map(|err| format!("{about}: {err:#}")));
+    done
 }
 
-/// Writes services, and remembers which did not fit.
-fn apply(core: &mut Core, changes: &Changes) {
+/// Writes services, and remembers which did not fit. Whether the tables could be written.
+fn apply(core: &mut Core, changes: &Changes) -> bool {
     match core.applier.apply(&changes.services) {
         Ok(outcome) => {
             core.refused.retain(|old| !changes.services.iter().any(|(key, _)| *key == old.service));
             core.refused.extend(outcome.refused);
-            note(core, "tables", Ok(()));
+            note(core, "tables", Ok(()))
         }
         Err(err) => note(core, "tables", Err(err.into())),
     }

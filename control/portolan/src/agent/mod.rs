@@ -19,7 +19,7 @@ mod views;
 use std::any::Any;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use portolan_apply::Applier;
@@ -34,6 +34,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::cli::Global;
+use crate::health::{self, Health};
+use crate::http;
 use crate::metrics::{self, Metrics};
 use engine::Engine;
 use network::Network;
@@ -72,6 +74,12 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let mut http = Some(TcpListener::bind(options.metrics).await.with_context(|| {
         format!("listening on {} for metrics: choose another --metrics", options.metrics)
     })?);
+    let probes = http::listen(options.healthz_bind_address).await.with_context(|| {
+        format!(
+            "listening on {} for /healthz: choose another --healthz-bind-address",
+            options.healthz_bind_address
+        )
+    })?;
     let links = Links::new().context("opening netlink in the node's network namespace")?;
     for change in links.prepare_node(&reserved).await? {
         tracing::info!(path = change.path, from = change.from, to = change.to, "sysctl set");
@@ -92,13 +100,17 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let planner = Planner::with_options(&options.node_name, rules);
     let shared = Arc::new(Shared::new(&options.node_name, mode, planner, applier));
     let metrics = Arc::new(Metrics::new());
+    // From now on: a probe is to hear that the agent has nothing to serve yet, or waits for it.
+    tokio::spawn(health::serve(probes, Arc::clone(&shared.health), Arc::clone(&metrics)));
+    tokio::spawn(health::keep(Arc::clone(&shared.health)));
     let service = links.ensure_service_device(service_mtu(&options, &links).await?).await?;
     let parts = (Arc::clone(&shared), Arc::clone(&network), Arc::clone(&metrics));
     let mut engine = Engine::new(&options, links, programs, parts, tables, service.ifindex);
 
     // Watch first, then read: what changes in between is not lost.
     let mut events = engine.watch().await?;
-    let (mut updates, _source) = start_source(&options).await?;
+    let (updates, _source) = start_source(&options).await?;
+    let mut updates = note_queued(updates, Arc::clone(&shared.health), Arc::clone(&metrics));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut collect = tokio::time::interval(COLLECT);
@@ -161,6 +173,25 @@ async fn start_source(options: &Options) -> anyhow::Result<(mpsc::Receiver<Updat
     }
 }
 
+/// The same updates; each is noted as soon as it comes, whatever keeps the engine from taking it in.
+fn note_queued(
+    mut updates: mpsc::Receiver<Update>,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+) -> mpsc::Receiver<Update> {
+    let (noted, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while let Some(update) = updates.recv().await {
+            health.queued(Instant::now());
+            metrics.observe_queued();
+            if noted.send(update).await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
 /// The smallest MTU of all uplinks: what is sent to a service may leave by any of them.
 async fn service_mtu(options: &Options, links: &Links) -> anyhow::Result<u32> {
     if options.mtu != 0 {
@@ -192,10 +223,11 @@ async fn serve_metrics(
     network: Arc<Network>,
     metrics: Arc<Metrics>,
 ) {
+    let health = Arc::clone(&shared.health);
     let render = move || {
         let outcomes = shared.core().applier.tables().counters().unwrap_or_default();
         let text = metrics.render(&views::status(&shared, &network), &views::services(&shared), &outcomes);
         std::future::ready(text)
     };
-    metrics::serve(listener, render).await;
+    metrics::serve(listener, health, render).await;
 }

@@ -37,6 +37,9 @@ pub struct Options {
     /// Address of metrics and status
     #[arg(long, default_value = "127.0.0.1:10249")]
     pub metrics: SocketAddr,
+    /// Address of /healthz and /livez, for load balancers and probes; at an unspecified address both families are served
+    #[arg(long, default_value = "0.0.0.0:10256")]
+    pub healthz_bind_address: SocketAddr,
     /// MTU of pods; 0: that of the smallest uplink
     #[arg(long, default_value_t = 0)]
     pub mtu: u32,
@@ -318,6 +321,11 @@ mod tests {
             assert_eq!(volume["hostPath"]["path"], "/run/netns");
         }
         assert_eq!(pod["hostNetwork"], true, "the agent works on the node's own network");
+
+        let probe = &container["livenessProbe"]["httpGet"];
+        assert_eq!(probe["port"], options.healthz_bind_address.port(), "where the agent is asked");
+        assert!(options.healthz_bind_address.ip().is_unspecified(), "the kubelet asks at the node's address");
+        assert_eq!(probe["path"], "/livez", "a node that is about to be removed needs its agent");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use portolan_abi::Config;
 use portolan_apply::{Applier, Difference, Refused};
@@ -11,6 +11,8 @@ use portolan_model::{ServiceKey, Store};
 use portolan_node::{MapError, Mode};
 use portolan_plan::{Condition, Planner};
 use portolan_source::Refusal;
+
+use crate::health::Health;
 
 /// From objects to tables. One lock: whoever holds it sees all three agree.
 pub(super) struct Core {
@@ -34,6 +36,8 @@ pub(super) struct Core {
     pub(super) synced: bool,
     pub(super) last_sync: Duration,
     pub(super) syncs: u64,
+    /// When the changes began that are not known to be in the tables yet.
+    pub(super) triggered: Vec<SystemTime>,
 }
 
 impl Core {
@@ -52,6 +56,7 @@ pub(super) struct Shared {
     pub(super) started: Instant,
     pub(super) node: String,
     pub(super) mode: Mode,
+    pub(super) health: Arc<Health>,
     core: Mutex<Core>,
 }
 
@@ -71,8 +76,10 @@ impl Shared {
             synced: false,
             last_sync: Duration::ZERO,
             syncs: 0,
+            triggered: Vec::new(),
         };
-        Self { started: Instant::now(), node: node.to_owned(), mode, core: Mutex::new(core) }
+        let health = Arc::new(Health::new(core.applier.usage().services.0 > 0));
+        Self { started: Instant::now(), node: node.to_owned(), mode, health, core: Mutex::new(core) }
     }
 
     /// Never held across an await: changes are short, and views copy what they show.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use portolan_apply::{Difference, PortState};
 use portolan_model::ServiceKey;
@@ -14,6 +15,9 @@ use super::state::{Core, Shared};
 use crate::api::{
     AuditView, BackendView, CidrView, FrontendView, LocalView, PodView, PortView, ServiceView, Status,
 };
+
+/// Reason of a service whose health check port nobody answers on.
+const UNCHECKED: &str = "HealthCheckPort";
 
 pub(super) fn status(shared: &Shared, network: &Network) -> Status {
     let core = shared.core();
@@ -33,6 +37,11 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
         not_ready
             .push(format!("node {} has no InternalIP in its Node object's status.addresses", shared.node));
     }
+    if let Some(waited) = shared.health.overdue(Instant::now()) {
+        let waited = waited.as_secs();
+        not_ready
+            .push(format!("changes of objects have waited for {waited} s: the warnings and the log say why"));
+    }
     let cidr = |pool: portolan_ipam::Availability| CidrView {
         cidr: pool.cidr.to_string(),
         used: pool.used.to_string(),
@@ -41,6 +50,12 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
     let refused =
         core.refused.iter().map(|refused| format!("{}: TableFull: {}", refused.service, refused.reason));
     let conditions = core.conditions.iter().filter(|it| !it.reason.is_note()).map(condition);
+    let health = shared.health.failures();
+    let unchecked = health.iter().map(|(service, failure)| format!("{service}: {UNCHECKED}: {failure}"));
+    let without_local = |uses: fn(&ServicePort) -> bool| {
+        let ports = core.planner.desired().flat_map(|(_, plan)| &plan.ports);
+        ports.filter(|port| uses(port) && port.local.is_empty() && !port.cluster.is_empty()).count()
+    };
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: shared.node.clone(),
@@ -61,11 +76,13 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
         interfaces: core.interfaces.clone(),
         socket_cgroup: core.socket_cgroup.as_ref().map(|path| path.display().to_string()),
         services: core.planner.desired().count(),
+        internal_without_local: without_local(|port| port.internal_local),
+        external_without_local: without_local(|port| port.external_local),
         pods: ipam.list().len(),
         routes: node.routes.len(),
         tables: tables(&core),
         refused_documents: core.refusals.iter().map(ToString::to_string).collect(),
-        conditions: conditions.chain(refused).collect(),
+        conditions: conditions.chain(refused).chain(unchecked).collect(),
         warnings: core.warnings.values().cloned().collect(),
         last_sync_microseconds: u64::try_from(core.last_sync.as_micros()).unwrap_or(u64::MAX),
         syncs: core.syncs,
@@ -109,6 +126,9 @@ pub(super) fn services(shared: &Shared) -> Vec<ServiceView> {
     }
     for refused in &core.refused {
         view_of(&mut views, &refused.service).conditions.push(format!("TableFull: {}", refused.reason));
+    }
+    for (service, failure) in shared.health.failures() {
+        view_of(&mut views, &service).conditions.push(format!("{UNCHECKED}: {failure}"));
     }
     for refusal in &core.refusals {
         if let Some(service) = &refusal.service {

@@ -1,9 +1,11 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 
 use super::*;
 use crate::api::{CidrView, FrontendView};
+use crate::health::Health;
 
 fn status() -> Status {
     Status {
@@ -23,6 +25,8 @@ fn status() -> Status {
         refused_documents: vec!["a".into(), "b".into()],
         last_sync_microseconds: 1_500,
         syncs: 17,
+        internal_without_local: 2,
+        external_without_local: 5,
         ..Status::default()
     }
 }
@@ -91,6 +95,8 @@ fn every_number_of_the_agent_has_its_series() {
         ("portolan_syncs_total", 17.0),
         ("portolan_last_sync_seconds", 0.0015),
         ("portolan_refused_documents", 2.0),
+        ("kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"internal\"}", 2.0),
+        ("kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\"}", 5.0),
         ("portolan_table_entries{table=\"slots\"}", 16.0),
         ("portolan_table_capacity{table=\"slots\"}", 16_384.0),
         ("portolan_pod_addresses_used{cidr=\"fd00:10:244:1::/64\"}", 3.0),
@@ -136,6 +142,29 @@ fn syncs_are_counted_under_the_names_of_kube_proxy() {
 }
 
 #[test]
+fn changes_that_wait_and_how_long_they_took_have_the_names_of_kube_proxy() {
+    let metrics = Metrics::new();
+    let text = || metrics.render(&status(), &[], &[]);
+    let read = |name: &str| parse(&text())[&format!("kubeproxy_{name}")];
+    assert_eq!(read("sync_proxy_rules_last_queued_timestamp_seconds"), 0.0);
+    let before = seconds_now();
+    metrics.observe_queued();
+    assert!(read("sync_proxy_rules_last_queued_timestamp_seconds") >= before);
+
+    let now = SystemTime::now();
+    metrics.observe_network_programming(now - Duration::from_secs(30));
+    // The clock of the node where it began is ahead of ours.
+    metrics.observe_network_programming(now + Duration::from_secs(3600));
+    let bucket = |le: &str| read(&format!("network_programming_duration_seconds_bucket{{le=\"{le}\"}}"));
+    assert_eq!((bucket("0.25"), bucket("29.0"), bucket("31.0"), bucket("+Inf")), (1.0, 1.0, 2.0, 2.0));
+    let sum = read("network_programming_duration_seconds_sum");
+    assert!((30.0..31.0).contains(&sum), "{sum}");
+    let bounds: Vec<f64> = network_programming_buckets().collect();
+    assert_eq!((bounds.len(), bounds[79]), (80, 300.0));
+    assert!(bounds.is_sorted_by(|a, b| a < b));
+}
+
+#[test]
 fn what_could_not_be_read_is_absent_instead_of_zero() {
     let samples = parse(&Metrics::new().render(&status(), &[], &[]));
     assert!(!samples.keys().any(|series| series.starts_with("portolan_packets")), "{samples:#?}");
@@ -153,7 +182,8 @@ fn exchange(address: SocketAddr, request: &str) -> String {
 async fn served() -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(serve(listener, || std::future::ready("portolan_up 1\n".to_owned())));
+    let health = Arc::new(Health::new(true));
+    tokio::spawn(serve(listener, health, || std::future::ready("portolan_up 1\n".to_owned())));
     address
 }
 
@@ -166,14 +196,15 @@ async fn the_port_answers_scrapers_and_probes() {
     };
     let metrics = ask("GET", "/metrics").await;
     assert!(metrics.starts_with("HTTP/1.1 200 OK\r\n"), "{metrics}");
-    assert!(metrics.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{metrics}");
+    assert!(metrics.contains("Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{metrics}");
     assert!(metrics.ends_with("\r\n\r\nportolan_up 1\n"), "{metrics}");
     assert!(ask("GET", "/proxyMode").await.ends_with("\r\n\r\nportolan"));
-    assert!(ask("GET", "/healthz").await.ends_with("\r\n\r\nok"));
+    let healthz = ask("GET", "/healthz").await;
+    assert!(healthz.starts_with("HTTP/1.1 200 ") && healthz.ends_with("\"nodeEligible\":true}"), "{healthz}");
     assert!(ask("HEAD", "/metrics").await.ends_with("\r\n\r\n"), "a head has no body");
     assert!(ask("GET", "/nosuch").await.starts_with("HTTP/1.1 404 "));
     let refused = ask("POST", "/metrics").await;
-    assert!(refused.starts_with("HTTP/1.1 405 ") && refused.contains("allow: GET, HEAD\r\n"), "{refused}");
+    assert!(refused.starts_with("HTTP/1.1 405 ") && refused.contains("Allow: GET, HEAD\r\n"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -192,6 +223,6 @@ async fn who_sends_half_a_request_keeps_nobody_waiting_forever() {
     });
     let reply =
         tokio::time::timeout(Duration::from_secs(30), scrape).await.expect("an answer in time").unwrap();
-    assert!(reply.ends_with("\r\n\r\nok"), "{reply}");
+    assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
     drop(stalled);
 }

@@ -1,8 +1,9 @@
 //! What a socket is given at `connect()` or `sendmsg()`, before there is any packet.
 
 use portolan_abi::FrontendKey;
+use portolan_apply::ticks;
 use portolan_core::Hook;
-use portolan_core::socket::backend;
+use portolan_core::socket::{Asker, backend};
 use portolan_core::wire::proto;
 use portolan_node::maps::NodeFamily;
 
@@ -31,7 +32,8 @@ pub(super) fn step<F: NodeFamily>(
     };
     let asked = FrontendKey { addr: F::of(ip)?, port: port.to_be(), proto, zero: 0 };
     // Which one is chosen at random for each socket: that there is one is what can be told.
-    let chosen = backend::<F, _>(&asked, place.hook != Hook::Pod, None, 0, tables);
+    let asker = Asker { of_host: place.hook != Hook::Pod, hash: 0, now: ticks() };
+    let chosen = backend::<F, _>(&asked, asker, None, tables);
     let call = match probe.protocol {
         Protocol::Tcp => "connect",
         Protocol::Udp => "connect or sendmsg",

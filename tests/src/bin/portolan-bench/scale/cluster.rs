@@ -30,6 +30,8 @@ pub(super) fn node() -> Object {
         external: Vec::new(),
         pod_cidrs: Vec::new(),
         zone: None,
+        taints: Vec::new(),
+        deleting: false,
     })
 }
 
@@ -49,6 +51,7 @@ pub(super) fn service(number: u32) -> [Object; 2] {
         internal_local: false,
         external_local: false,
         affinity: None,
+        health_check_node_port: 0,
     };
     [Object::Service(service), slice(number, [0, 1, 2].map(|n| PODS + number * ENDPOINTS + n))]
 }
@@ -73,6 +76,7 @@ fn slice(number: u32, addresses: [u32; ENDPOINTS as usize]) -> Object {
         family: Some(Family::V4),
         ports: smallvec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: (0..).zip(addresses).map(endpoint).collect(),
+        triggered: None,
     })
 }
 
