@@ -158,8 +158,8 @@ fn correct<F: Family>(
         return correct_by_kernel(skb, at, is_udp, addresses, (key.ports, rewrite.ports));
     }
     let new = checksum::update(field, addresses + checksum::difference(key.ports, rewrite.ports));
-    // UDP's zero says that there is no checksum (RFC 768).
-    let new = if is_udp && new == 0 { u16::MAX } else { new };
+    // UDP's zero says that there is no checksum (RFC 768), and to TCP the two are one.
+    let new = if new == 0 { u16::MAX } else { new };
     if !frame.write(at, new) {
         return false;
     }

@@ -30,17 +30,42 @@ fn bucket<F: Kernel>(key: &FlowKey<F::Addr>) -> Option<(Bucket<F::Addr>, Place)>
     Some((Bucket(F::flows().get_ptr_mut(place.bucket)?), place))
 }
 
-/// The slot of a flow; null if there is none. `ways`: see [`search`].
+/// The slot of a flow, looked up in place; null if there is none.
 #[inline(always)]
-pub fn slot<F: Kernel>(key: &FlowKey<F::Addr>, ways: u32) -> *mut FlowSlot<F::Addr> {
+pub fn slot_in_place<F: Kernel>(key: &FlowKey<F::Addr>) -> *mut FlowSlot<F::Addr> {
     let Some((bucket, place)) = bucket::<F>(key) else { return null_mut() };
-    match search(bucket, key, place, ways) {
+    match search(bucket, key, place, FLOW_WAYS as u32) {
         Some((way, _)) => bucket.slot(way),
         None => null_mut(),
     }
 }
 
-/// What [`choose`] says where there is no slot to write to.
+/// The number of a flow's slot in its table, or [`NOWHERE`].
+#[inline(always)]
+fn find<F: Kernel>(key: *const FlowKey<F::Addr>) -> u32 {
+    // SAFETY: as in `choose`.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NOWHERE };
+    let Some((bucket, place)) = bucket::<F>(key) else { return NOWHERE };
+    match search(bucket, key, place, flows::rolled()) {
+        Some((way, _)) => place.bucket * FLOW_WAYS as u32 + way,
+        None => NOWHERE,
+    }
+}
+
+/// The slot of a flow; null if there is none.
+#[inline(always)]
+pub fn slot<F: Functions>(key: &FlowKey<F::Addr>) -> *mut FlowSlot<F::Addr> {
+    let number = F::find_slot(key);
+    if number == NOWHERE {
+        return null_mut();
+    }
+    match F::flows().get_ptr_mut(number / FLOW_WAYS as u32) {
+        Some(bucket) => Bucket(bucket).slot(number),
+        None => null_mut(),
+    }
+}
+
+/// What [`find`] and [`choose`] say where there is no slot.
 const NOWHERE: u32 = u32::MAX;
 
 /// The slot to write a flow to, or [`NOWHERE`].
@@ -80,21 +105,22 @@ pub fn add<F: Functions>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, fresh: bo
 
 /// The functions of one family that are not inlined: there is no stack for them where they are called.
 pub trait Functions: Kernel {
-    /// The slot of a flow; null if there is none.
-    fn slot(key: &FlowKey<Self::Addr>) -> *mut FlowSlot<Self::Addr>;
+    /// See [`find`].
+    fn find_slot(key: &FlowKey<Self::Addr>) -> u32;
     /// See [`choose`].
     fn choose_slot(key: &FlowKey<Self::Addr>, now: u32, fresh: u32) -> u32;
     /// See [`write`].
     fn write_slot(key: &FlowKey<Self::Addr>, flow: &Flow<Self::Addr>, way: u32) -> bool;
 }
 
-/// Those of one family. Those that write are global functions, which the verifier looks at once for themselves and not once for
-/// each call: one call is in a loop, and what they do has many ways.
+/// Those of one family. Global functions, which the verifier looks at once for themselves and not once for each call, in each of
+/// the many states in which that is reached. They take and return numbers and pointers to plain data only, which may be null.
 macro_rules! functions {
     ($family:ty, $addr:ty, $slot:ident, $choose:ident, $write:ident) => {
+        #[unsafe(no_mangle)]
         #[inline(never)]
-        fn $slot(key: &FlowKey<$addr>) -> *mut FlowSlot<$addr> {
-            slot::<$family>(key, flows::rolled())
+        extern "C" fn $slot(key: *const FlowKey<$addr>) -> u32 {
+            find::<$family>(key)
         }
 
         #[unsafe(no_mangle)]
@@ -111,7 +137,7 @@ macro_rules! functions {
 
         impl Functions for $family {
             #[inline(always)]
-            fn slot(key: &FlowKey<$addr>) -> *mut FlowSlot<$addr> {
+            fn find_slot(key: &FlowKey<$addr>) -> u32 {
                 $slot(key)
             }
 
@@ -128,8 +154,8 @@ macro_rules! functions {
     };
 }
 
-functions!(V4, Words<1>, flow_slot_v4, choose_slot_v4, write_slot_v4);
-functions!(V6, Words<4>, flow_slot_v6, choose_slot_v6, write_slot_v6);
+functions!(V4, Words<1>, find_slot_v4, choose_slot_v4, write_slot_v4);
+functions!(V6, Words<4>, find_slot_v6, choose_slot_v6, write_slot_v6);
 
 /// The time in beats.
 #[inline(always)]

@@ -8,8 +8,8 @@ use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_fib_lookup};
 use portolan_abi::{
-    Affinity, AffinityKey, Backend, Config, Endpoint, FLOW_WAYS, Flow, FlowKey, FlowSlot, Fragment,
-    FragmentKey, Frontend, FrontendKey, Ring, SLAB_LINE, Service,
+    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, FlowSlot, Fragment, FragmentKey,
+    Frontend, FrontendKey, Ring, SLAB_LINE, Service,
 };
 use portolan_core::{Tables, V4, V6};
 
@@ -189,7 +189,7 @@ impl<F: Route, const SHORT: bool> Tables<F> for Maps<SHORT> {
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Flow<F::Addr>, Self::Entry)> {
-        let slot = if SHORT { flows::slot::<F>(key, FLOW_WAYS as u32) } else { F::slot(key) };
+        let slot = if SHORT { flows::slot_in_place::<F>(key) } else { flows::slot::<F>(key) };
         // SAFETY: slots live as long as the map. One that is given to another flow while it is copied makes one packet go
         // astray, as the loss of its own entry would.
         (!slot.is_null()).then(|| (unsafe { (*slot).flow }, slot))
