@@ -349,8 +349,8 @@ mod tests {
     #[test]
     fn the_stack_of_a_call_chain_counts_as_a_whole() {
         let verified = |stack: &[u64]| Verified { instructions: 1, stack: stack.to_vec() };
-        assert_eq!(stack_problem("from_pod", &verified(&[64, 336])), None);
-        let problem = stack_problem("from_pod", &verified(&[160, 336]));
-        assert_eq!(problem.as_deref(), Some("from_pod uses 496 bytes of stack, more than 480"));
+        assert_eq!(stack_problem("from_pod", &verified(&[64, 400])), None);
+        let problem = stack_problem("from_pod", &verified(&[65, 400]));
+        assert_eq!(problem.as_deref(), Some("from_pod uses 513 bytes of stack, more than 512"));
     }
 }
