@@ -15,7 +15,6 @@ pub mod checksum;
 pub mod conntrack;
 mod decide;
 mod family;
-pub mod flows;
 pub mod fragment;
 pub mod guard;
 pub mod icmp;
@@ -28,8 +27,7 @@ mod verdict;
 pub mod wire;
 
 pub use decide::{
-    Known, New, Short, decide, decide_error, decide_known, decide_new, decide_other, established, look_up,
-    mend, open, refusal,
+    New, Short, decide, decide_error, decide_known, decide_new, decide_other, established, open, refusal,
 };
 pub use family::{Address, Family, V4, V6};
 pub use select::flow_hash;

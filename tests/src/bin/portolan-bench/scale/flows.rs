@@ -21,7 +21,8 @@ pub(super) fn reconcile(rounds: u32) -> Result<Vec<Row>> {
     let pod = Endpoint { ifindex: POD, mac: [0; 3], flags: endpoint_flag::LIVE };
     tables.v4.endpoints.insert(&Words::<1>::from_octets([10, 244, 0, 9]), &pod)?;
     let now = ticks();
-    tables.v4.flows.insert_all((0..FLOWS).flat_map(|number| flow(number, now)))?;
+    let (keys, values): (Vec<_>, Vec<_>) = (0..FLOWS).flat_map(|number| flow(number, now)).unzip();
+    tables.v4.flows.insert_all(&keys, &values).map_err(|(_, error)| error)?;
     let mut applier = Applier::open(tables)?;
     let mut samples = Vec::new();
     for _ in 0..rounds {
@@ -54,7 +55,7 @@ fn flow(number: u32, seen: u32) -> [(FlowKey<Words<1>>, Flow<Words<1>>); 2] {
         from_ifindex: 2,
         from_mac: [0; 3],
         from: exit::UPLINK,
-        beat: 0,
+        zero: 0,
     };
     let back = Flow {
         src: vip,
