@@ -30,7 +30,8 @@ fn suite(name: &str) -> Result<PathBuf> {
 fn machine(program: &Path, files: &[PathBuf], arguments: &[&str]) -> Result<String> {
     let xtask = std::env::var_os("PORTOLAN_XTASK").map_or_else(|| binary("xtask"), |path| Ok(path.into()))?;
     let mut command = Command::new(&xtask);
-    command.args(["vm", "--module", "bridge", "--binary"]).arg(program);
+    // Two clusters of two agents, each of which has its programs verified by an emulated processor.
+    command.args(["vm", "--deadline", "900", "--module", "bridge", "--binary"]).arg(program);
     for file in files {
         command.arg("--file").arg(file);
     }

@@ -12,8 +12,9 @@ use anyhow::{Context, Result, bail};
 
 use super::{Cgroup, Node, binary, poll, run};
 
-/// Time for an agent to get ready; it takes less than a second, but a test machine may be busy.
-const READY: Duration = Duration::from_secs(30);
+/// Time for an agent to get ready. It takes less than two seconds, but a test machine may be busy, and the kernel's verifier takes
+/// most of a minute in an emulated one.
+const READY: Duration = Duration::from_secs(150);
 
 /// How agents are started.
 #[derive(Clone, Debug, Default)]
