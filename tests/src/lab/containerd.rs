@@ -88,10 +88,14 @@ impl Containerd {
             .stderr(log)
             .spawn()
             .context("starting ctr")?;
-        let mut container = Container { containerd: self, name: name.to_owned(), child: Some(child) };
+        let mut container =
+            Container { containerd: self, name: name.to_owned(), pid: String::new(), child: Some(child) };
         let up = poll(PATIENCE, "the container runs and has an interface", || {
             match container.child.as_mut()?.try_wait() {
-                Ok(None) => container.run("ip link show dev eth0").ok().map(|_| Ok(())),
+                Ok(None) => {
+                    container.pid = self.task(name).ok()?;
+                    container.run("ip link show dev eth0").ok().map(|_| Ok(()))
+                }
                 ended => Some(Err(anyhow::anyhow!("ctr ended: {ended:?}"))),
             }
         });
@@ -105,10 +109,26 @@ impl Containerd {
         format!("{}-{name}", self.namespace)
     }
 
+    /// Process id of a container's first process, as containerd sees it.
+    fn task(&self, name: &str) -> Result<String> {
+        let tasks = self.ctr("tasks list")?;
+        let mut rows = tasks.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+        let pid = rows
+            .find_map(|row| (row.first() == Some(&name)).then(|| row.get(1).map(|pid| (*pid).to_owned())));
+        pid.flatten().with_context(|| format!("no task {name} in {tasks}"))
+    }
+
+    /// A command in containerd's namespaces.
+    fn inside(&self) -> Result<Command> {
+        let mut command = Command::new("nsenter");
+        command.args(["--mount", "--pid", "--net", "--target", &self.first()?]);
+        Ok(command)
+    }
+
     /// `ctr`, in containerd's namespaces.
     fn command(&self) -> Result<Command> {
-        let mut command = Command::new("nsenter");
-        command.args(["--mount", "--pid", "--net", "--target", &self.first()?, "ctr", "--address"]);
+        let mut command = self.inside()?;
+        command.args(["ctr", "--address"]);
         command.arg(self.directory.join("socket")).args(["--namespace", &self.namespace]);
         Ok(command)
     }
@@ -162,17 +182,20 @@ fn remove_cgroups(root: &Path, name: &str) -> std::io::Result<()> {
 pub struct Container<'a> {
     containerd: &'a Containerd,
     name: String,
+    /// As containerd sees it.
+    pid: String,
     child: Option<Child>,
 }
 
 impl Container<'_> {
-    /// Runs a command line inside; the words are separated by spaces.
+    /// Runs a command line inside; the words are separated by spaces. It enters the container's namespaces itself:
+    /// `ctr tasks exec` now and then loses what a process printed that ended at once.
     ///
     /// # Errors
     /// As [`run`].
     pub fn run(&self, line: &str) -> Result<String> {
-        let mut command = self.containerd.command()?;
-        command.args(["tasks", "exec", "--exec-id", &unique(), &self.name]);
+        let mut command = self.containerd.inside()?;
+        command.args(["nsenter", "--all", "--target", &self.pid]);
         run(command.args(line.split_whitespace()))
     }
 
@@ -202,12 +225,6 @@ impl Drop for Container<'_> {
             eprintln!("removing container {}: {error:#}", self.name);
         }
     }
-}
-
-fn unique() -> String {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    format!("exec{}", NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
 fn configuration(directory: &Path) -> String {
