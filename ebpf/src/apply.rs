@@ -4,11 +4,12 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_tail,
-    bpf_skb_pull_data,
+    bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    bpf_skb_change_tail, bpf_skb_pull_data,
 };
 use portolan_abi::{counter, exit};
-use portolan_core::answer::{QUOTED, Rejection, awaiting, unreachable_checksum};
+use portolan_core::answer::{QUOTED, Rejection, awaiting, may_await, unreachable_checksum};
+use portolan_core::checksum;
 use portolan_core::icmp::{Translation, echo_reply, quoted_at};
 use portolan_core::wire::{ETHERNET, Frame, Kind, Packet, parse, proto};
 use portolan_core::{Address, Choice, Exit, Family, Hook, Rewrite, Verdict, gateway_mac, refusal};
@@ -38,6 +39,8 @@ impl Done {
     pub const RELEASE: u64 = u64::MAX - 5;
     /// The piece is of no flow.
     pub const STRAY: u64 = u64::MAX - 6;
+    /// No decision yet: the packet's flow has lost the entry of its way back.
+    pub const TORN: u64 = u64::MAX - 7;
 
     #[inline(always)]
     pub const fn new(outcome: u32, action: i32) -> Self {
@@ -75,7 +78,7 @@ impl Done {
     /// The flow to open, if that is what comes next.
     #[inline(always)]
     pub const fn choice(self) -> Option<Choice> {
-        if self.0 & OPEN == 0 || self.0 >= Self::STRAY {
+        if self.0 & OPEN == 0 || self.0 >= Self::TORN {
             return None;
         }
         Some(Choice { service: ((self.0 & !OPEN) >> 32) as u32, backend: self.0 as u32 })
@@ -118,35 +121,75 @@ pub fn forward<F: Family>(
 ) -> Done {
     let frame = Linear::new(skb);
     let transport = ETHERNET + F::HEADER_LEN + extra;
-    let key = &packet.key;
-    let header = F::rewrite(packet.header, rewrite.src, rewrite.dst, rewrite.ttl);
+    // Loaded again: kept since the decision, it would take more stack than there is.
+    let Some(header) = F::header(&frame, ETHERNET) else { return Done::failed() };
+    let header = F::rewrite(header, rewrite.src, rewrite.dst, rewrite.ttl);
     let written =
         address(skb, hook, exit) && frame.write(ETHERNET, header) && frame.write(transport, rewrite.ports);
     if !written {
         return Done::failed();
     }
-    // The kernel knows whether the sum in the packet is whole or awaits the device; only its helper treats both
-    // rightly. An address belongs to the pseudo header, a port does not.
-    let difference = key.src.difference(rewrite.src) + key.dst.difference(rewrite.dst);
-    let (at, udp) = if key.proto == proto::UDP as u32 {
-        (transport + 6, u64::from(BPF_F_MARK_MANGLED_0))
-    } else {
-        (transport + 16, 0)
-    };
+    if !correct(skb, hook, packet, rewrite, transport) {
+        return Done::failed();
+    }
+    leave(hook, exit, exit.outcome())
+}
+
+/// Corrects the transport checksum of a packet whose headers are translated already. Most packets' is whole, and is corrected
+/// here; one that may await the device is the kernel's to correct, which alone knows.
+#[inline(always)]
+fn correct<F: Family>(
+    skb: *mut __sk_buff,
+    hook: Hook,
+    packet: &Packet<F>,
+    rewrite: &Rewrite<F::Addr>,
+    transport: usize,
+) -> bool {
+    let frame = Linear::new(skb);
+    let key = &packet.key;
+    let addresses = key.src.difference(rewrite.src) + key.dst.difference(rewrite.dst);
+    let is_udp = key.proto == proto::UDP as u32;
+    let at = transport + if is_udp { 6 } else { 16 };
+    // SAFETY: the context is valid for the whole run.
+    let is_cut_later = unsafe { (*skb).gso_size } != 0;
+    let Some(field) = frame.half(at) else { return false };
+    // What senders leave in a packet that the device will cut is not the same for all.
+    if is_cut_later || may_await(packet, field) {
+        return correct_by_kernel(skb, at, is_udp, addresses, (key.ports, rewrite.ports));
+    }
+    let new = checksum::update(field, addresses + checksum::difference(key.ports, rewrite.ports));
+    // UDP's zero says that there is no checksum (RFC 768), and to TCP the two are one.
+    let new = if new == 0 { u16::MAX } else { new };
+    if !frame.write(at, new) {
+        return false;
+    }
+    if F::HEADER_CHECKSUM && hook == Hook::Uplink {
+        // A device may have summed the whole packet (`CHECKSUM_COMPLETE`): only the field above changes that sum by more than
+        // something else takes back. It is an error, and of no importance, where no device has.
+        // SAFETY: the context is the program's own.
+        unsafe { bpf_csum_update(skb, u32::from(!checksum::fold(addresses))) };
+    }
+    true
+}
+
+/// Has the kernel correct a checksum: it knows whether the sum is whole or awaits the device. An address belongs to the pseudo
+/// header, a port does not.
+#[inline(always)]
+fn correct_by_kernel(
+    skb: *mut __sk_buff,
+    at: usize,
+    is_udp: bool,
+    addresses: u32,
+    (old, new): (u32, u32),
+) -> bool {
+    let udp = if is_udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
     // SAFETY: the context is the program's own; the helpers check the offset.
     unsafe {
         let pseudo = u64::from(BPF_F_PSEUDO_HDR) | udp;
-        if bpf_l4_csum_replace(skb, at as u32, 0, u64::from(difference), pseudo) != 0 {
-            return Done::failed();
-        }
-        if key.ports != rewrite.ports {
-            let (old, new) = (u64::from(key.ports), u64::from(rewrite.ports));
-            if bpf_l4_csum_replace(skb, at as u32, old, new, 4 | udp) != 0 {
-                return Done::failed();
-            }
-        }
+        bpf_l4_csum_replace(skb, at as u32, 0, u64::from(addresses), pseudo) == 0
+            && (old == new
+                || bpf_l4_csum_replace(skb, at as u32, u64::from(old), u64::from(new), 4 | udp) == 0)
     }
-    leave(hook, exit, exit.outcome())
 }
 
 /// Translates a piece without ports and sends it.
@@ -222,7 +265,8 @@ pub fn echo<F: Family>(skb: *mut __sk_buff, hook: Hook, exit: Exit) -> Done {
 pub fn refuse<F: Route>(skb: *mut __sk_buff, hook: Hook, ifindex: u32) -> i32 {
     let frame = Linear::new(skb);
     let transport = ETHERNET + F::HEADER_LEN;
-    let Some((packet, rejection, exit)) = refusal::<F, _, _>(hook, ifindex, &frame, &Maps::new(skb)) else {
+    let Some((packet, rejection, exit)) = refusal::<F, _, _>(hook, ifindex, &frame, &Maps::<false>::new(skb))
+    else {
         return TC_ACT_SHOT;
     };
     let Some(quoted) = frame.words::<2>(transport) else { return TC_ACT_SHOT };
@@ -246,10 +290,7 @@ pub fn refuse<F: Route>(skb: *mut __sk_buff, hook: Hook, ifindex: u32) -> i32 {
 /// outside of the pseudo header changes. The sum is spoiled afterwards.
 #[inline(always)]
 pub fn awaits_device(skb: *mut __sk_buff, at: usize) -> bool {
-    let read = || {
-        // SAFETY: `view` has compared the range with the end of the packet.
-        Linear::new(skb).view::<u16>(at).map(|field| unsafe { *field })
-    };
+    let read = || Linear::new(skb).half(at);
     let before = read();
     // SAFETY: the context is the program's own; the helper checks the offset.
     let changed = unsafe { bpf_l4_csum_replace(skb, at as u32, 0, 1, 2) };

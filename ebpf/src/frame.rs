@@ -27,6 +27,13 @@ impl Linear {
         if start + size_of::<T>() > end { None } else { Some(start as *mut T) }
     }
 
+    /// The half word at byte `at`.
+    #[inline(always)]
+    pub fn half(&self, at: usize) -> Option<u16> {
+        // SAFETY: as in `write`.
+        self.view::<u16>(at).map(|place| unsafe { *place })
+    }
+
     /// Writes `value` at byte `at`; whether the packet reaches that far.
     #[inline(always)]
     pub fn write<T: Copy>(&self, at: usize, value: T) -> bool {

@@ -1,13 +1,14 @@
 //! The eBPF programs. Each loads headers, asks `portolan_core`, carries the verdict out and counts it once.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![expect(
     internal_features,
     reason = "an atomic addition is a BPF instruction, but no stable Rust for this target has it"
 )]
 
 mod apply;
+mod flows;
 mod frame;
 mod held;
 mod maps;

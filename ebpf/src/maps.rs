@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use portolan_abi::{
-    Affinity, AffinityKey, Backend, Config, Early, EarlyKey, Endpoint, Event, Flow, FlowKey, Fragment,
+    Affinity, AffinityKey, Backend, Config, Early, EarlyKey, Endpoint, Event, FlowBucket, FlowHash, Fragment,
     FragmentKey, Frontend, FrontendKey, Service, SlabLine, Trace, Words, counter,
 };
 use portolan_core::{Family, V4, V6};
@@ -23,8 +23,8 @@ const BACKENDS: usize = 1 << 19;
 const FRONTENDS: usize = 1 << 18;
 /// Number of pods of this node: far above the 110 that a kubelet allows by default.
 const ENDPOINTS: usize = 1 << 12;
-/// Entries of flows of one family, two for each flow.
-const FLOWS: usize = 1 << 18;
+/// Buckets of eight entries of flows of one family, two for each flow. Half of them stay free.
+const FLOW_BUCKETS: usize = 1 << 16;
 
 /// Source ranges of all services of one family.
 const SOURCES: usize = 1 << 14;
@@ -40,6 +40,9 @@ const CLIENTS: usize = 1 << 16;
 /// What the node is: one record.
 #[btf_map]
 pub static CONFIG: Array<Config, 1, MMAPABLE> = Array::new();
+/// How flows are spread over the buckets of their tables: one record.
+#[btf_map]
+pub static FLOW_HASH: Array<FlowHash, 1, MMAPABLE> = Array::new();
 /// Packets by outcome.
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { counter::CAPACITY as usize }> = PerCpuArray::new();
@@ -92,7 +95,7 @@ pub trait Kernel: Family {
     /// Packets that were cut.
     fn fragments() -> &'static LruHashMap<FragmentKey<Self::Addr>, Fragment<Self::Addr>, FRAGMENTS>;
     /// Flows.
-    fn flows() -> &'static LruHashMap<FlowKey<Self::Addr>, Flow<Self::Addr>, FLOWS>;
+    fn flows() -> &'static Array<FlowBucket<Self::Addr>, FLOW_BUCKETS, MMAPABLE>;
 }
 
 /// Defines one family's tables.
@@ -112,7 +115,7 @@ macro_rules! kernel {
         #[btf_map]
         static $fragments: LruHashMap<FragmentKey<$addr>, Fragment<$addr>, FRAGMENTS> = LruHashMap::new();
         #[btf_map]
-        static $flows: LruHashMap<FlowKey<$addr>, Flow<$addr>, FLOWS> = LruHashMap::new();
+        static $flows: Array<FlowBucket<$addr>, FLOW_BUCKETS, MMAPABLE> = Array::new();
 
         impl Kernel for $family {
             #[inline(always)]
@@ -146,7 +149,7 @@ macro_rules! kernel {
             }
 
             #[inline(always)]
-            fn flows() -> &'static LruHashMap<FlowKey<$addr>, Flow<$addr>, FLOWS> {
+            fn flows() -> &'static Array<FlowBucket<$addr>, FLOW_BUCKETS, MMAPABLE> {
                 &$flows
             }
         }

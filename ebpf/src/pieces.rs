@@ -18,14 +18,14 @@ use crate::tables::{Maps, Route};
 /// Writes down what becomes of the pieces after this one.
 #[inline(always)]
 pub fn note<F: Route>(skb: *mut __sk_buff, now: u32) -> u64 {
-    fragment::note::<F, _, _>(&Linear::new(skb), &Maps::new(skb), now);
+    fragment::note::<F, _, _>(&Linear::new(skb), &Maps::<false>::new(skb), now);
     0
 }
 
 /// Writes down that the pieces after this one are of no flow.
 #[inline(always)]
 pub fn note_fate<F: Route>(skb: *mut __sk_buff, hook: Hook, dropped: bool, now: u32) -> u64 {
-    fragment::note_fate::<F, _, _>(hook, &Linear::new(skb), dropped, &Maps::new(skb), now);
+    fragment::note_fate::<F, _, _>(hook, &Linear::new(skb), dropped, &Maps::<false>::new(skb), now);
     0
 }
 

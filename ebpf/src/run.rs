@@ -7,15 +7,18 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_skb_pull_data};
 use aya_ebpf::programs::TcContext;
 use portolan_abi::{counter, exit};
-use portolan_core::fragment::{Next, decide_first, decide_later, decide_new_first, decide_stray, open_first};
+use portolan_core::fragment::{
+    self, Next, decide_later, decide_new_first, decide_stray, look_up_first, open_first,
+};
 use portolan_core::icmp::Finding;
 use portolan_core::wire::is_piece;
 use portolan_core::{
-    Choice, Family, Hook, New, Reason, Short, V4, V6, Verdict, decide_error, decide_known, decide_new,
-    decide_other, established,
+    Choice, Family, Hook, Known, New, Reason, Short, V4, V6, Verdict, decide_error, decide_new, decide_other,
+    established, look_up,
 };
 
 use crate::apply::{self, Done};
+use crate::flows::beat;
 use crate::frame::Linear;
 use crate::maps;
 use crate::pieces;
@@ -68,7 +71,11 @@ macro_rules! family {
                 }
                 let mut done = short(skb, hook, false);
                 if done == Done::NEWS {
-                    done = known(skb, hook);
+                    done = known(skb, hook, false);
+                }
+                if done == Done::TORN {
+                    mend(skb);
+                    done = known(skb, hook, true);
                 }
                 if done == Done::UNKNOWN {
                     done = new(skb, hook);
@@ -78,7 +85,7 @@ macro_rules! family {
                     if done == Done::NEWS {
                         done = short(skb, hook, true);
                         if done == Done::NEWS {
-                            done = known(skb, hook);
+                            done = known(skb, hook, true);
                         }
                         done = opened(done);
                     }
@@ -93,7 +100,11 @@ macro_rules! family {
                     done = later(skb, hook);
                     if done == Done::UNKNOWN {
                         note(skb);
-                        done = first(skb, hook);
+                        done = first(skb, hook, false);
+                        if done == Done::TORN {
+                            mend_first(skb);
+                            done = first(skb, hook, true);
+                        }
                     }
                     if done == Done::UNKNOWN {
                         done = new_first(skb, hook);
@@ -101,7 +112,7 @@ macro_rules! family {
                             done = open_first(skb, hook, choice.service, choice.backend);
                             if done == Done::NEWS {
                                 note(skb);
-                                done = opened(first(skb, hook));
+                                done = opened(first(skb, hook, true));
                             }
                         } else {
                             if done == Done::UNKNOWN {
@@ -145,8 +156,15 @@ macro_rules! family {
             }
 
             #[inline(never)]
-            fn known(skb: *mut __sk_buff, hook: Hook) -> u64 {
-                super::known::<$family>(skb, hook)
+            fn known(skb: *mut __sk_buff, hook: Hook, mended: bool) -> u64 {
+                super::known::<$family>(skb, hook, mended)
+            }
+
+            #[inline(never)]
+            fn mend(skb: *mut __sk_buff) -> u64 {
+                let skb = whole(skb);
+                portolan_core::mend::<$family, _, _>(&Linear::new(skb), &Maps::<false>::new(skb));
+                0
             }
 
             #[inline(never)]
@@ -195,8 +213,15 @@ macro_rules! family {
             }
 
             #[inline(never)]
-            fn first(skb: *mut __sk_buff, hook: Hook) -> u64 {
-                super::first::<$family>(skb, hook)
+            fn first(skb: *mut __sk_buff, hook: Hook, mended: bool) -> u64 {
+                super::first::<$family>(skb, hook, mended)
+            }
+
+            #[inline(never)]
+            fn mend_first(skb: *mut __sk_buff) -> u64 {
+                let skb = whole(skb);
+                fragment::mend_first::<$family, _, _>(&Linear::new(skb), &Maps::<false>::new(skb));
+                0
             }
 
             #[inline(never)]
@@ -237,6 +262,13 @@ macro_rules! family {
     };
 }
 
+/// The context as it is, for functions that use no more of it than where the packet lies: the compiler would hand them these
+/// two fields instead, as 32-bit numbers, which the verifier does not take for packet pointers.
+#[inline(always)]
+fn whole(skb: *mut __sk_buff) -> *mut __sk_buff {
+    core::hint::black_box(skb)
+}
+
 family!(v4, V4);
 family!(v6, V6);
 
@@ -244,7 +276,7 @@ family!(v6, V6);
 #[inline(always)]
 fn short<F: Route>(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
     let frame = Linear::new(skb);
-    match established::<F, _, _>(hook, ifindex(skb), &frame, fresh, &Maps::new(skb), now()) {
+    match established::<F, _, _>(hook, ifindex(skb), &frame, fresh, &Maps::<true>::new(skb), beat()) {
         Short::Verdict(packet, Verdict::Forward(rewrite, exit)) => {
             apply::forward::<F>(skb, hook, &packet, &rewrite, exit, 0).0
         }
@@ -256,15 +288,23 @@ fn short<F: Route>(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
 
 /// TCP and UDP of a flow in the table.
 #[inline(always)]
-fn known<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+fn known<F: Route>(skb: *mut __sk_buff, hook: Hook, mended: bool) -> u64 {
     let frame = Linear::new(skb);
-    match decide_known::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb), now()) {
-        Some((packet, Verdict::Forward(rewrite, exit))) => {
-            apply::forward::<F>(skb, hook, &packet, &rewrite, exit, 0).0
+    let found = look_up::<F, _, _>(hook, ifindex(skb), &frame, mended, &Maps::<false>::new(skb), now());
+    carry_out(skb, hook, found, 0)
+}
+
+/// Carries out what is known of a packet's flow. Its transport header is `extra` bytes behind the fixed IP header.
+#[inline(always)]
+fn carry_out<F: Route>(skb: *mut __sk_buff, hook: Hook, found: Known<F>, extra: usize) -> u64 {
+    match found {
+        Known::Verdict(packet, Verdict::Forward(rewrite, exit)) => {
+            apply::forward::<F>(skb, hook, &packet, &rewrite, exit, extra).0
         }
-        Some((_, Verdict::Encapsulate(_))) => Done::PARCEL,
-        Some((_, verdict)) => apply::untouched(skb, hook, verdict).0,
-        None => Done::UNKNOWN,
+        Known::Verdict(_, Verdict::Encapsulate(_)) => Done::PARCEL,
+        Known::Verdict(_, verdict) => apply::untouched(skb, hook, verdict).0,
+        Known::Torn => Done::TORN,
+        Known::Unknown => Done::UNKNOWN,
     }
 }
 
@@ -272,7 +312,7 @@ fn known<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
 #[inline(always)]
 fn new<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
     let frame = Linear::new(skb);
-    match decide_new::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb), now()) {
+    match decide_new::<F, _, _>(hook, ifindex(skb), &frame, &Maps::<false>::new(skb), now()) {
         New::Verdict(verdict) => apply::untouched(skb, hook, verdict).0,
         New::Open(choice) => Done::open(choice).0,
         New::Other => Done::UNKNOWN,
@@ -284,7 +324,8 @@ fn new<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
 #[inline(always)]
 fn open<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: Choice) -> u64 {
     let frame = Linear::new(skb);
-    match portolan_core::open::<F, _, _>(hook, ifindex(skb), &frame, choice, &Maps::new(skb), now()) {
+    match portolan_core::open::<F, _, _>(hook, ifindex(skb), &frame, choice, &Maps::<false>::new(skb), now())
+    {
         Ok(()) => Done::NEWS,
         Err(reason) => Done::new(reason as u32, TC_ACT_SHOT).0,
     }
@@ -301,7 +342,7 @@ fn opened(done: u64) -> u64 {
 #[inline(always)]
 fn error<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
     let frame = Linear::new(skb);
-    let errand = decide_error::<F, _, _>(hook, &frame, &Maps::new(skb));
+    let errand = decide_error::<F, _, _>(hook, &frame, &Maps::<false>::new(skb));
     match errand.finding {
         Finding::Flow if errand.exit.kind == exit::TUNNEL => Done::PARCEL,
         Finding::Flow => apply::error::<F>(skb, hook, &errand.translation, errand.exit).0,
@@ -317,7 +358,7 @@ fn other<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
     if is_piece::<F, _>(&frame) {
         return Done::PIECE;
     }
-    match decide_other::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb)) {
+    match decide_other::<F, _, _>(hook, ifindex(skb), &frame, &Maps::<false>::new(skb)) {
         Verdict::AnswerEcho(exit) => apply::echo::<F>(skb, hook, exit).0,
         verdict => apply::untouched(skb, hook, verdict).0,
     }
@@ -327,7 +368,7 @@ fn other<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
 #[inline(always)]
 fn later<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
     let frame = Linear::new(skb);
-    let later = decide_later::<F, _, _>(hook, &frame, &Maps::new(skb), now());
+    let later = decide_later::<F, _, _>(hook, &frame, &Maps::<false>::new(skb), now());
     match later.next {
         Next::Send => apply::forward_later::<F>(skb, hook, &later.packet, &later.rewrite, later.exit).0,
         Next::Parcel => Done::PARCEL,
@@ -343,28 +384,22 @@ fn later<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
 #[inline(always)]
 fn stray<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
     let frame = Linear::new(skb);
-    apply::untouched(skb, hook, decide_stray::<F, _, _>(hook, &frame, &Maps::new(skb))).0
+    apply::untouched(skb, hook, decide_stray::<F, _, _>(hook, &frame, &Maps::<false>::new(skb))).0
 }
 
 /// First pieces of a flow in the table.
 #[inline(always)]
-fn first<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+fn first<F: Route>(skb: *mut __sk_buff, hook: Hook, mended: bool) -> u64 {
     let frame = Linear::new(skb);
-    match decide_first::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb), now()) {
-        Some((packet, Verdict::Forward(rewrite, exit))) => {
-            apply::forward::<F>(skb, hook, &packet, &rewrite, exit, F::FRAGMENT_HEADER).0
-        }
-        Some((_, Verdict::Encapsulate(_))) => Done::PARCEL,
-        Some((_, verdict)) => apply::untouched(skb, hook, verdict).0,
-        None => Done::UNKNOWN,
-    }
+    let found = look_up_first::<F, _, _>(hook, ifindex(skb), &frame, mended, &Maps::<false>::new(skb), now());
+    carry_out(skb, hook, found, F::FRAGMENT_HEADER)
 }
 
 /// First pieces of no flow.
 #[inline(always)]
 fn new_first<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
     let frame = Linear::new(skb);
-    match decide_new_first::<F, _, _>(hook, ifindex(skb), &frame, &Maps::new(skb), now()) {
+    match decide_new_first::<F, _, _>(hook, ifindex(skb), &frame, &Maps::<false>::new(skb), now()) {
         New::Verdict(verdict) => apply::untouched(skb, hook, verdict).0,
         New::Open(choice) => Done::open(choice).0,
         New::Other => Done::UNKNOWN,
@@ -375,7 +410,7 @@ fn new_first<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
 #[inline(always)]
 fn open_piece<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: Choice) -> u64 {
     let frame = Linear::new(skb);
-    match open_first::<F, _, _>(hook, ifindex(skb), &frame, choice, &Maps::new(skb), now()) {
+    match open_first::<F, _, _>(hook, ifindex(skb), &frame, choice, &Maps::<false>::new(skb), now()) {
         Ok(()) => Done::NEWS,
         Err(reason) => Done::new(reason as u32, TC_ACT_SHOT).0,
     }

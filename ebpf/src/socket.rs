@@ -249,7 +249,7 @@ fn choose<F: Field>(
     // SAFETY: the helpers have no precondition.
     let (hash, time) = unsafe { (bpf_get_prandom_u32(), bpf_ktime_get_coarse_ns()) };
     let asker = Asker { of_host: is_of_host(ctx), hash, now: (time >> 30) as u32 };
-    backend::<F, _>(asked, asker, last, &Maps::without_packet())
+    backend::<F, _>(asked, asker, last, &Maps::<false>::without_packet())
 }
 
 /// The slot of an address that was asked for, or the first free one; the number of slots, if there is neither.

@@ -8,15 +8,14 @@ use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_fib_lookup};
 use portolan_abi::{
-    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-    FrontendKey, Ring, SLAB_LINE, Service,
+    Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, FlowSlot, Fragment, FragmentKey,
+    Frontend, FrontendKey, Ring, SLAB_LINE, Service,
 };
 use portolan_core::{Tables, V4, V6};
 
-use crate::maps::{CONFIG, Kernel, SERVICES_ALL, SLAB, Source};
+use crate::flows::{self, Functions, beat};
+use crate::maps::{CONFIG, SERVICES_ALL, SLAB, Source};
 
-/// `BPF_NOEXIST`.
-const NO_EXIST: u64 = 1;
 /// Address families as the route look-up names them.
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -26,13 +25,14 @@ const FIB_SUCCESS: i64 = 0;
 const FIB_NO_NEIGH: i64 = 7;
 const FIB_FRAG_NEEDED: i64 = 8;
 
-/// The maps, seen from one packet.
+/// The maps, seen from one packet. On the `SHORT` way flows are looked up in place; elsewhere by a function of its own,
+/// for want of stack.
 #[derive(Clone, Copy)]
-pub struct Maps {
+pub struct Maps<const SHORT: bool> {
     skb: *mut __sk_buff,
 }
 
-impl Maps {
+impl<const SHORT: bool> Maps<SHORT> {
     /// For the packet of a classifier's context.
     #[inline(always)]
     pub fn new(skb: *mut __sk_buff) -> Self {
@@ -47,7 +47,7 @@ impl Maps {
 }
 
 /// A route look-up for one family.
-pub trait Route: Kernel {
+pub trait Route: Functions {
     /// Fills the addresses into the kernel's parameters.
     fn fill(params: &mut FibLookup, src: &Self::Addr, dst: &Self::Addr);
 }
@@ -70,8 +70,8 @@ impl Route for V6 {
     }
 }
 
-impl<F: Route> Tables<F> for Maps {
-    type Entry = *mut Flow<F::Addr>;
+impl<F: Route, const SHORT: bool> Tables<F> for Maps<SHORT> {
+    type Entry = *mut FlowSlot<F::Addr>;
 
     #[inline(always)]
     fn config(&self) -> Option<Config> {
@@ -189,29 +189,31 @@ impl<F: Route> Tables<F> for Maps {
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Flow<F::Addr>, Self::Entry)> {
-        let entry = F::flows().get_ptr_mut(key)?;
-        // SAFETY: elements of a preallocated table stay readable; one that is recycled while it is copied makes
-        // one packet go astray, as its eviction would.
-        Some((unsafe { *entry }, entry))
+        let slot = if SHORT { flows::slot_in_place::<F>(key) } else { flows::slot::<F>(key) };
+        // SAFETY: slots live as long as the map. One that is given to another flow while it is copied makes one packet go
+        // astray, as the loss of its own entry would.
+        (!slot.is_null()).then(|| (unsafe { (*slot).flow }, slot))
     }
 
     #[inline(always)]
     fn update(&self, entry: Self::Entry, state: u8, seen: u32) {
-        // SAFETY: as in `flow`. Single stores; the last writer wins.
+        // SAFETY: slots live as long as the map. Single stores; the last writer wins. One that was given to another flow a
+        // moment ago gets a wrong state, as that flow's own next packet would have given it.
         unsafe {
-            (*entry).state = state;
-            (*entry).seen = seen;
+            (*entry).flow.state = state;
+            (*entry).flow.seen = seen;
+            (*entry).flow.beat = beat();
         }
     }
 
     #[inline(always)]
     fn claim(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
-        F::flows().insert(key, flow, NO_EXIST).is_ok()
+        flows::add::<F>(key, flow, true)
     }
 
     #[inline(always)]
     fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
-        F::flows().insert(key, flow, 0).is_ok()
+        flows::add::<F>(key, flow, false)
     }
 
     #[inline(always)]

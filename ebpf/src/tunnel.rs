@@ -34,7 +34,7 @@ pub fn may_carry<F: Family>(skb: *mut __sk_buff) -> bool {
 /// Takes a packet out of that of another node.
 #[inline(always)]
 pub fn unpack<F: Route>(skb: *mut __sk_buff) -> u32 {
-    if !is_ours::<F, _, _>(&Linear::new(skb), &Maps::new(skb)) {
+    if !is_ours::<F, _, _>(&Linear::new(skb), &Maps::<false>::new(skb)) {
         return FOREIGN;
     }
     if adjust(skb, -(F::HEADER_LEN as i32), BPF_F_ADJ_ROOM_FIXED_GSO) { UNPACKED } else { REFUSED }
@@ -44,7 +44,7 @@ pub fn unpack<F: Route>(skb: *mut __sk_buff) -> u32 {
 #[inline(always)]
 pub fn pack<F: Route>(skb: *mut __sk_buff, ifindex: u32) -> Done {
     let frame = Linear::new(skb);
-    let parcel = parcel::<F, _, _>(Hook::Uplink, ifindex, &frame, &Maps::new(skb));
+    let parcel = parcel::<F, _, _>(Hook::Uplink, ifindex, &frame, &Maps::<false>::new(skb));
     match parcel.finding {
         Finding::Fits => {}
         Finding::TooBig => return Done::new(Reason::TooBig as u32, Done::COMPLAIN),
@@ -86,7 +86,7 @@ fn complain_quoting<F: Route, const N: usize>(skb: *mut __sk_buff, sum_at: usize
     let Some(quoted) = frame.words::<N>(transport) else { return false };
     let awaits = awaits_device(skb, sum_at);
     let sum = if awaits { 0 } else { checksum::sum(&quoted) };
-    let Some(said) = complaint::<F, _, _>(&frame, (4 * N, sum), &Maps::new(skb)) else {
+    let Some(said) = complaint::<F, _, _>(&frame, (4 * N, sum), &Maps::<false>::new(skb)) else {
         return false;
     };
     resize(skb, transport + 4 * N)

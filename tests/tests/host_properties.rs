@@ -202,7 +202,7 @@ fn flow(bits: u8, seen: u32) -> Flow<Words<1>> {
         from_ifindex: 0,
         from_mac: [0; 3],
         from: 0,
-        zero: 0,
+        beat: 0,
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use portolan_node::Tables;
 use portolan_tests::lab::{
     Agent, AgentOptions, Capture, Frames, LongLived, Netns, Shop, get, node_address, poll, public_address,
-    run, udp_ask,
+    udp_ask,
 };
 use portolan_tests::packet::build::{Mac, Packet, flag};
 use serde_json::Value;
@@ -191,25 +191,8 @@ fn nobody_but_a_node_sends_packets_inside_of_others_to_a_pod() -> Result<()> {
 
 /// Removes every flow of a node, as if others had displaced them.
 fn lose_flows(agent: &Agent) -> Result<usize> {
-    let mut count = 0;
-    for table in ["FLOWS_V4", "FLOWS_V6"] {
-        let pin = agent.pins().join(table);
-        let text = run(Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(&pin))?;
-        for entry in serde_json::from_str::<Vec<Value>>(&text)? {
-            let key = entry["key"].as_array().context("no key")?;
-            let key = key.iter().filter_map(|byte| byte.as_str().map(str::to_owned));
-            // A packet may have displaced it meanwhile.
-            let mut command = Command::new("bpftool");
-            command
-                .args(["map", "delete", "pinned"])
-                .arg(&pin)
-                .arg("key")
-                .arg("hex")
-                .args(key.map(|byte| byte.trim_start_matches("0x").to_owned()));
-            count += usize::from(run(&mut command).is_ok());
-        }
-    }
-    Ok(count)
+    let tables = Tables::open(agent.pins())?;
+    Ok(tables.v4.flows.sweep(|_, _| false)? + tables.v6.flows.sweep(|_, _| false)?)
 }
 
 /// Waits until connections have had more answers: some hundred packets.

@@ -81,28 +81,30 @@ fn collect_family<F: NodeFamily>(
     stale: &Stale,
     now: u32,
 ) -> Result<Collected, MapError> {
-    let (mut seen, mut over, mut maybe_orphans) = (0, Vec::new(), Vec::new());
+    let (mut found, mut maybe_orphans) = (Collected::default(), Vec::new());
     let pods = pods(family)?;
-    family.flows.each(|key, flow| {
-        seen += 1;
-        if is_expired(key.proto, &flow, now) {
-            over.push((key, flow, true));
-        } else if stale.contains(&flow.service) && lost_backend(&key, &flow, tables) {
-            over.push((key, flow, false));
-        } else if flow.exit == exit::POD && !pods.contains(&flow.ifindex) {
-            maybe_orphans.push((key, flow, false));
+    let removed = family.flows.sweep(|key, flow| {
+        found.seen += 1;
+        if is_expired(key.proto, flow, now) {
+            found.expired += 1;
+            return false;
         }
+        if stale.contains(&flow.service) && lost_backend(key, flow, tables) {
+            return false;
+        }
+        if flow.exit == exit::POD && !pods.contains(&flow.ifindex) {
+            maybe_orphans.push((*key, *flow));
+        }
+        true
     })?;
+    // Some of those that were expired were refreshed before they were removed.
+    found.expired = found.expired.min(removed);
+    found.stale = removed - found.expired;
     // A pod that came while the flows were listed is in a second list of pods.
     if !maybe_orphans.is_empty() {
         let pods = self::pods(family)?;
-        over.extend(maybe_orphans.into_iter().filter(|(_, flow, _)| !pods.contains(&flow.ifindex)));
-    }
-    let mut found = Collected { seen, ..Collected::default() };
-    for (key, flow, expired) in over {
-        if remove_unchanged(family, &key, &flow)? {
-            found.expired += usize::from(expired);
-            found.stale += usize::from(!expired);
+        for (key, flow) in maybe_orphans.iter().filter(|(_, flow)| !pods.contains(&flow.ifindex)) {
+            found.stale += usize::from(family.flows.remove_unchanged(key, flow)?);
         }
     }
     Ok(found)
@@ -122,56 +124,4 @@ fn lost_backend<A>(key: &FlowKey<A>, flow: &Flow<A>, tables: &Tables) -> bool {
     ![service.cluster, service.local]
         .iter()
         .any(|ring| tables.slab.slice(ring.offset(), ring.len()).contains(&flow.backend))
-}
-
-/// Removes an entry unless a packet has refreshed or replaced it meanwhile (cilium#46298).
-fn remove_unchanged<F: NodeFamily>(
-    family: &FamilyTables<F>,
-    key: &FlowKey<F::Addr>,
-    flow: &Flow<F::Addr>,
-) -> Result<bool, MapError> {
-    match family.flows.get(key)? {
-        Some(current) if current == *flow => family.flows.remove(key),
-        _ => Ok(false),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use portolan_abi::Words;
-    use portolan_node::{Object, Sizes};
-
-    use super::*;
-
-    #[test]
-    fn an_entry_that_a_packet_refreshed_after_it_was_listed_stays() {
-        let object = Object::load(None, Sizes::small()).expect("loading the programs needs root");
-        let family = object.tables().unwrap().v4;
-        let [client, backend] = [1, 2].map(|last| Words::<1>::from_octets([10, 244, 1, last]));
-        let key = FlowKey { src: client, dst: backend, ports: 7, proto: proto::UDP.into() };
-        let listed = Flow {
-            src: client,
-            dst: backend,
-            ports: 7,
-            ifindex: 1,
-            mac: [0; 3],
-            exit: exit::UPLINK,
-            state: 0,
-            seen: 100,
-            service: 3,
-            backend: 4,
-            from_ifindex: 2,
-            from_mac: [0; 3],
-            from: exit::UPLINK,
-            zero: 0,
-        };
-        for refreshed in [Flow { seen: 101, ..listed }, Flow { backend: 5, ..listed }] {
-            family.flows.insert(&key, &refreshed).unwrap();
-            assert!(!remove_unchanged(&family, &key, &listed).unwrap());
-            assert_eq!(family.flows.get(&key).unwrap(), Some(refreshed));
-        }
-        family.flows.insert(&key, &listed).unwrap();
-        assert!(remove_unchanged(&family, &key, &listed).unwrap());
-        assert!(!remove_unchanged(&family, &key, &listed).unwrap(), "it is gone already");
-    }
 }

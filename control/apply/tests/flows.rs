@@ -56,7 +56,7 @@ fn flow(client: u8, protocol: u8, service: u32, backend: u32) -> (FlowKey<Words<
         from_ifindex: 2,
         from_mac: [0; 3],
         from: exit::UPLINK,
-        zero: 0,
+        beat: 0,
     };
     (key, flow)
 }

@@ -1,4 +1,8 @@
 //! The flow table: one entry for each direction of a translated flow.
+//!
+//! The table is an array that user space maps: buckets of [`FLOW_WAYS`] slots, a flow in any slot of the bucket that a
+//! keyed hash of its tuple names. What that buys over the kernel's LRU hash is one page, mostly one cache line, for each
+//! packet; no call for a look-up; and the right to say which flow makes room when there is none.
 
 use crate::Words;
 
@@ -20,6 +24,9 @@ pub struct FlowKey<A> {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow<A> {
+    /// When a packet was last seen, in ticks of 2^30 ns of the monotonic clock. First, so that a [`FlowSlot`] has it in one
+    /// word with its tag.
+    pub seen: u32,
     /// Source address after translation.
     pub src: A,
     /// Destination address after translation.
@@ -34,8 +41,6 @@ pub struct Flow<A> {
     pub exit: u8,
     /// See [`state`].
     pub state: u8,
-    /// When a packet was last seen, in ticks of 2^30 ns of the monotonic clock.
-    pub seen: u32,
     /// Index of the service.
     pub service: u32,
     /// Index of the backend.
@@ -47,8 +52,61 @@ pub struct Flow<A> {
     pub from_mac: [u16; 3],
     /// Where the flow's packets come from, as the way back leaves; see [`exit`].
     pub from: u8,
-    /// Always zero.
-    pub zero: u8,
+    /// When [`seen`](Self::seen) was written, as a time that costs nothing to read: see [`BEAT`].
+    pub beat: u8,
+}
+
+/// A beat is this many of the kernel's timer interrupts, as a power of two: one to ten seconds. It tells that a flow's
+/// time was noted a moment ago. The count comes round after four minutes at the earliest: no UDP flow is silent for as long,
+/// and a TCP flow would have to be silent for exactly as long, time after time, for hours.
+pub const BEAT: u32 = 10;
+
+/// Slots of a bucket.
+pub const FLOW_WAYS: usize = 8;
+
+/// A place for one entry, of one cache line over IPv4 and two over IPv6.
+///
+/// `tag` and `seen` are one aligned 64-bit word, so that an entry is removed only if no packet has refreshed it meanwhile.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct FlowSlot<A> {
+    /// [`FlowKey::src`].
+    pub src: A,
+    /// [`FlowKey::dst`].
+    pub dst: A,
+    /// See [`flow_tag`].
+    pub tag: u32,
+    /// The entry.
+    pub flow: Flow<A>,
+    /// [`FlowKey::ports`].
+    pub ports: u32,
+}
+
+/// A bucket: an element of the table.
+pub type FlowBucket<A> = [FlowSlot<A>; FLOW_WAYS];
+
+/// Bits of [`FlowSlot::tag`].
+pub mod flow_tag {
+    /// IP protocol number; zero: the slot is free.
+    pub const PROTO: u32 = 0xff;
+    /// Somebody writes the slot: nobody may read it.
+    pub const BUSY: u32 = 1 << 8;
+    /// First bit of [`PRINT`].
+    pub const PRINT_SHIFT: u32 = 9;
+    /// A part of the key's hash that no other slot of the bucket has: whoever adds a flow takes the place of one that has.
+    pub const PRINT: u32 = 0xf_ffff << PRINT_SHIFT;
+    /// Lowest bit of the number of times the slot was written: whoever reads the same tag twice has read one entry.
+    pub const WRITTEN: u32 = 1 << 29;
+}
+
+/// How keys are spread over the flow tables' buckets. Written once, when the tables are made.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowHash {
+    /// Nobody outside of the node can know which flows share a bucket.
+    pub secret: [u32; 2],
+    /// Buckets of each family's table.
+    pub buckets: u32,
 }
 
 /// Values of [`Flow::exit`].
@@ -87,5 +145,12 @@ const _: () = assert!(size_of::<FlowKey<Words<1>>>() == 16);
 const _: () = assert!(size_of::<FlowKey<Words<4>>>() == 40);
 const _: () = assert!(size_of::<Flow<Words<1>>>() == 48);
 const _: () = assert!(size_of::<Flow<Words<4>>>() == 72);
+const _: () = assert!(size_of::<FlowSlot<Words<1>>>() == 64);
+// Sixteen bytes behind the last field belong to nobody.
+const _: () = assert!(size_of::<FlowSlot<Words<4>>>() == 128);
+const _: () = assert!(core::mem::offset_of!(FlowSlot<Words<1>>, tag) == 8);
+const _: () = assert!(core::mem::offset_of!(FlowSlot<Words<4>>, tag) == 32);
+const _: () = assert!(size_of::<FlowHash>() == 12);
 
+crate::plain!(FlowHash);
 crate::plain!(FlowKey<Words<1>>, FlowKey<Words<4>>, Flow<Words<1>>, Flow<Words<4>>);

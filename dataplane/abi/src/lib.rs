@@ -14,7 +14,7 @@ mod socket;
 mod trace;
 
 pub use config::Config;
-pub use flow::{Flow, FlowKey, exit, state};
+pub use flow::{BEAT, FLOW_WAYS, Flow, FlowBucket, FlowHash, FlowKey, FlowSlot, exit, flow_tag, state};
 pub use fragment::{EARLY_BYTES, EARLY_PIECES, Early, EarlyKey, Fragment, FragmentKey, fate};
 pub use service::{
     Affinity, AffinityKey, Backend, Endpoint, Frontend, FrontendKey, Ring, SLAB_LINE, Service, SlabLine,

@@ -95,6 +95,17 @@ pub fn awaiting<F: Family>(packet: &Packet<F>) -> u16 {
     !checksum::finish(sum)
 }
 
+/// Whether a TCP or UDP packet's checksum field may await the device: then it holds the sum of the pseudo header alone. One in
+/// 65,536 fields that are whole looks alike, and so does UDP's for "no checksum".
+#[inline(always)]
+#[must_use]
+pub fn may_await<F: Family>(packet: &Packet<F>, field: u16) -> bool {
+    let sum = pseudo_sum::<F>(packet.key.src, packet.key.dst, packet.key.proto as u8, packet.len);
+    // Zero if the field is any of three, without a branch: the verifier follows both ways of each through all that comes after.
+    let (field, pseudo) = (u64::from(field), u64::from(checksum::fold(sum)));
+    (field ^ pseudo) * field * (field ^ 0xffff) == 0
+}
+
 /// Sum of the pseudo header (RFC 9293 3.1, RFC 8200 8.1): the same for both families, since unused bytes are zero.
 #[inline(always)]
 pub(crate) fn pseudo_sum<F: Family>(src: F::Addr, dst: F::Addr, protocol: u8, len: u16) -> u32 {

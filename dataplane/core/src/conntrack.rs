@@ -85,12 +85,13 @@ pub const fn tells_end(flags: u8) -> bool {
     flags & (tcp::FIN | tcp::RST) != 0
 }
 
-/// Whether a packet can neither open nor end its flow, nor tell anything new about it.
+/// Whether a packet can neither open nor end its flow, nor tell anything new about it: its time was noted in this
+/// [beat](portolan_abi::BEAT).
 #[inline(always)]
 #[must_use]
-pub fn is_quiet<A>(flags: u8, flow: &Flow<A>, now: u32) -> bool {
+pub fn is_quiet<A>(flags: u8, flow: &Flow<A>, beat: u8) -> bool {
     flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
-        && flow.seen == now
+        && flow.beat == beat
         && flow.state & (state::REPLY | state::ESTABLISHED) != state::REPLY
 }
 

@@ -69,26 +69,67 @@ pub fn decide_known<F: Family, T: Tables<F>, P: Frame>(
     tables: &T,
     now: u32,
 ) -> Option<(Packet<F>, Verdict<F>)> {
+    let found = match look_up(hook, ifindex, frame, false, tables, now) {
+        Known::Torn => {
+            mend(frame, tables);
+            look_up(hook, ifindex, frame, true, tables, now)
+        }
+        found => found,
+    };
+    match found {
+        Known::Verdict(packet, verdict) => Some((packet, verdict)),
+        _ => None,
+    }
+}
+
+/// What [`look_up`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known<F: Family> {
+    /// The decision.
+    Verdict(Packet<F>, Verdict<F>),
+    /// The flow has lost the entry of its way back: [`mend`] it, and look again.
+    Torn,
+    /// No flow, or nothing that has one.
+    Unknown,
+}
+
+/// [`decide_known`] without what a program's stack has no room for: `mended` says whether that was done.
+#[inline(always)]
+pub fn look_up<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &P,
+    mended: bool,
+    tables: &T,
+    now: u32,
+) -> Known<F> {
     let packet = parse::<F, P>(frame);
     if !packet.has_ports() || guard::check::<F, T, P>(hook, ifindex, &packet.key, frame, tables).is_err() {
-        return None;
+        return Known::Unknown;
     }
-    let (flow, entry) = tables.flow(&packet.key)?;
-    if wants_new_backend(&packet, &flow, tables) {
-        return None;
-    }
-    if tunnel::would_return(hook, &flow) {
-        return None;
+    let Some((flow, entry)) = tables.flow(&packet.key) else { return Known::Unknown };
+    if wants_new_backend(&packet, &flow, tables) || tunnel::would_return(hook, &flow) {
+        return Known::Unknown;
     }
     let mut next = next_state(flow.state, packet.segment.flags);
     if tells_answer(packet.segment.flags, &flow) {
         next |= state::ESTABLISHED;
     }
     let whole = conntrack::record::<F, T>(entry, &flow, next, packet.key.proto, now, tables);
-    if !whole && flow.state & state::REPLY == 0 {
-        restore_reply(&packet, &flow, tables);
+    if !whole && !mended && flow.state & state::REPLY == 0 {
+        return Known::Torn;
     }
-    Some((packet, forwarded(hook, &packet, &flow, frame.len(), tables)))
+    Known::Verdict(packet, forwarded(hook, &packet, &flow, frame.len(), tables))
+}
+
+/// Writes the entry of the way back of a packet's flow anew.
+#[inline(always)]
+pub fn mend<F: Family, T: Tables<F>, P: Frame>(frame: &P, tables: &T) {
+    if let Some(key) = wire::key::<F, P>(frame)
+        && let Some((flow, _)) = tables.flow(&key)
+    {
+        restore_reply(&key, &flow, tables);
+    }
 }
 
 /// What [`decide_new`] found.
@@ -211,7 +252,7 @@ pub enum Short<F: Family> {
 }
 
 /// The short way for a packet of an established flow, and for the packet that [`open`] has just opened a flow for
-/// (`fresh`): one look-up.
+/// (`fresh`): one look-up. `beat` is now, in [beats](portolan_abi::BEAT).
 #[inline(always)]
 pub fn established<F: Family, T: Tables<F>, P: Frame>(
     hook: Hook,
@@ -219,7 +260,7 @@ pub fn established<F: Family, T: Tables<F>, P: Frame>(
     frame: &P,
     fresh: bool,
     tables: &T,
-    now: u32,
+    beat: u8,
 ) -> Short<F> {
     let packet = parse::<F, P>(frame);
     if !packet.has_ports() {
@@ -227,7 +268,7 @@ pub fn established<F: Family, T: Tables<F>, P: Frame>(
     }
     let Some((flow, _)) = tables.flow(&packet.key) else { return Short::Unknown };
     let flags = packet.segment.flags;
-    let told = if fresh { !tells_end(flags) } else { is_quiet(flags, &flow, now) };
+    let told = if fresh { !tells_end(flags) } else { is_quiet(flags, &flow, beat) };
     let told = told && !tells_answer(flags, &flow) && !tunnel::would_return(hook, &flow);
     if !told || packet.ttl <= 1 || !guard::is_proven::<F, P>(hook, ifindex, &packet.key, &flow, frame) {
         return Short::News;

@@ -4,8 +4,8 @@ use core::fmt::Debug;
 
 use portolan_abi::{Config, Words};
 
-use crate::checksum;
 use crate::wire::{ETHERNET, Fields, Fragmented, Frame, v4, v6};
+use crate::{checksum, flows};
 
 /// An address family as a type.
 pub trait Family: Copy + Eq + Debug + 'static {
@@ -48,6 +48,8 @@ pub trait Family: Copy + Eq + Debug + 'static {
     fn port_unreachable() -> u32;
     /// Both words of the message that only packets of `mtu` bytes pass, checksum zero.
     fn too_big(mtu: u32) -> [u32; 2];
+    /// Whether the IP header has a checksum of its own, so that its words' sum does not change with its addresses.
+    const HEADER_CHECKSUM: bool;
     /// Whether ICMP's checksum covers a pseudo header (RFC 4443 2.3).
     const ICMP_PSEUDO: bool;
     /// The node's own address; `None` if it has none in this family.
@@ -66,6 +68,10 @@ pub trait Address: Copy + Eq + Debug {
     fn difference(self, new: Self) -> u32;
     /// Mixes the address into a hash.
     fn mix(self, hash: u32) -> u32;
+    /// Not zero if the other address is another one. Without a branch.
+    fn differs(self, other: Self) -> u32;
+    /// Mixes the address with another for the [flow table](crate::flows).
+    fn products(self, other: Self, secret: [u32; 2]) -> u64;
     /// 127/8 or ::1.
     fn is_loopback(self) -> bool;
     /// Multicast, or IPv4's limited broadcast.
@@ -94,6 +100,7 @@ impl Family for V4 {
     const UNSAID: u16 = u16::MAX - 19;
     const ECHO: (u8, u8) = (8, 0);
     const ETHERTYPE: u16 = 0x0800;
+    const HEADER_CHECKSUM: bool = true;
     const ICMP_PSEUDO: bool = false;
 
     #[inline(always)]
@@ -166,6 +173,7 @@ impl Family for V6 {
     const UNSAID: u16 = 0;
     const ECHO: (u8, u8) = (128, 129);
     const ETHERTYPE: u16 = 0x86dd;
+    const HEADER_CHECKSUM: bool = false;
     const ICMP_PSEUDO: bool = true;
 
     #[inline(always)]
@@ -246,6 +254,16 @@ impl Address for Words<1> {
     }
 
     #[inline(always)]
+    fn differs(self, other: Self) -> u32 {
+        self.0[0] ^ other.0[0]
+    }
+
+    #[inline(always)]
+    fn products(self, other: Self, secret: [u32; 2]) -> u64 {
+        flows::product(self.0[0], other.0[0], 0, secret)
+    }
+
+    #[inline(always)]
     fn is_loopback(self) -> bool {
         u32::from_be(self.0[0]) >> 24 == 127
     }
@@ -287,6 +305,23 @@ impl Address for Words<4> {
         let hash = crate::select::mix(hash, b);
         let hash = crate::select::mix(hash, c);
         crate::select::mix(hash, d)
+    }
+
+    #[inline(always)]
+    fn differs(self, other: Self) -> u32 {
+        let [a, b, c, d] = self.0;
+        let [e, f, g, h] = other.0;
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h)
+    }
+
+    #[inline(always)]
+    fn products(self, other: Self, secret: [u32; 2]) -> u64 {
+        let [a, b, c, d] = self.0;
+        let [e, f, g, h] = other.0;
+        flows::product(a, e, 0, secret)
+            .wrapping_add(flows::product(b, f, 1, secret))
+            .wrapping_add(flows::product(c, g, 2, secret))
+            .wrapping_add(flows::product(d, h, 3, secret))
     }
 
     #[inline(always)]

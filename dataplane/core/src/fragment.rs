@@ -9,8 +9,8 @@ use crate::decide::{direct, refuse_opaque};
 use crate::service::{Choice, forwarded, mark};
 use crate::wire::{FirstPiece, Frame, Packet, Piece, parse, piece, proto};
 use crate::{
-    Address, Exit, Family, Hook, New, Reason, Rewrite, Tables, Verdict, decide_known, decide_new, open,
-    tunnel, wire,
+    Address, Exit, Family, Hook, Known, New, Reason, Rewrite, Tables, Verdict, decide_known, decide_new,
+    look_up, mend, open, tunnel, wire,
 };
 
 /// How long pieces belong together, in ticks of 2^30 ns: receivers wait 30 s (Linux, `ipfrag_time`) and up to 60
@@ -134,6 +134,25 @@ pub fn decide_first<F: Family, T: Tables<F>, P: Frame>(
     now: u32,
 ) -> Option<(Packet<F>, Verdict<F>)> {
     decide_known::<F, T, _>(hook, ifindex, &FirstPiece(frame), tables, now)
+}
+
+/// [`decide_first`] without what a program's stack has no room for: see [`look_up`].
+#[inline(always)]
+pub fn look_up_first<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &P,
+    mended: bool,
+    tables: &T,
+    now: u32,
+) -> Known<F> {
+    look_up::<F, T, _>(hook, ifindex, &FirstPiece(frame), mended, tables, now)
+}
+
+/// [`mend`] for the flow of a first piece.
+#[inline(always)]
+pub fn mend_first<F: Family, T: Tables<F>, P: Frame>(frame: &P, tables: &T) {
+    mend::<F, T, _>(&FirstPiece(frame), tables);
 }
 
 /// Decides on a first piece of no flow. A flow is then to be opened by [`open_first`]; any other decision, and that of
@@ -320,6 +339,6 @@ fn nowhere<A: Address>() -> Flow<A> {
         from_ifindex: 0,
         from_mac: [0; 3],
         from: 0,
-        zero: 0,
+        beat: 0,
     }
 }

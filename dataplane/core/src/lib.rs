@@ -15,6 +15,7 @@ pub mod checksum;
 pub mod conntrack;
 mod decide;
 mod family;
+pub mod flows;
 pub mod fragment;
 pub mod guard;
 pub mod icmp;
@@ -27,7 +28,8 @@ mod verdict;
 pub mod wire;
 
 pub use decide::{
-    New, Short, decide, decide_error, decide_known, decide_new, decide_other, established, open, refusal,
+    Known, New, Short, decide, decide_error, decide_known, decide_new, decide_other, established, look_up,
+    mend, open, refusal,
 };
 pub use family::{Address, Family, V4, V6};
 pub use select::flow_hash;

@@ -254,7 +254,7 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
         from_ifindex: there.ifindex,
         from_mac: there.mac,
         from: there.kind,
-        zero: 0,
+        beat: 0,
     };
     let hash = flow_hash(key, config.seed);
     // What the backend's node answers does not come back here.
@@ -339,11 +339,15 @@ fn turn<A: Address>(flow: &mut Flow<A>, key: &FlowKey<A>) {
 
 /// Writes the entry of the way back anew, if it was evicted under a flow that is alive.
 #[inline(always)]
-pub(crate) fn restore_reply<F: Family, T: Tables<F>>(packet: &Packet<F>, flow: &Flow<F::Addr>, tables: &T) {
+pub(crate) fn restore_reply<F: Family, T: Tables<F>>(
+    key: &FlowKey<F::Addr>,
+    flow: &Flow<F::Addr>,
+    tables: &T,
+) {
     let mut reply = *flow;
-    turn(&mut reply, &packet.key);
+    turn(&mut reply, key);
     // A key taken by another flow meanwhile stays with that one.
-    let _ = tables.claim(&peer_key(flow, packet.key.proto), &reply);
+    let _ = tables.claim(&peer_key(flow, key.proto), &reply);
 }
 
 /// The address a backend shall see as its client, and whether that is another than the client's own.

@@ -9,8 +9,9 @@ use aya::maps::Array;
 use aya::maps::MapData;
 use aya::programs::{CgroupSockAddr, Program, SchedClassifier};
 use aya::{Btf, Ebpf, EbpfLoader};
+use portolan_abi::{FLOW_WAYS, FlowHash};
 
-use crate::maps::{MapError, Tables, name};
+use crate::maps::{MapError, Mapped, Tables, name};
 use crate::sockets::HeldSockets;
 use crate::sys;
 
@@ -35,7 +36,8 @@ pub struct Sizes {
     pub sources: u32,
     /// Clients of each family that services with session affinity remember.
     pub clients: u32,
-    /// Entries of flows of each family; two for each flow.
+    /// Entries of flows of each family; two for each flow. There is room for twice as many, so that hardly one has to make
+    /// room for another before there are so many.
     pub flows: u32,
 }
 
@@ -180,6 +182,7 @@ impl Object {
         }
         let ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
         let mut object = Self { ebpf };
+        object.spread_flows()?;
         // A pinned table of another shape is named here; the verifier would only quote instructions.
         object.tables().map_err(|error| error.below(pins.unwrap_or(Path::new(""))))?;
         for program in PROGRAMS {
@@ -258,6 +261,24 @@ impl Object {
         Tables::from(&|name| self.table(name))
     }
 
+    /// Says how flows are spread over their tables, if nobody has yet.
+    fn spread_flows(&self) -> Result<(), MapError> {
+        let size = |name: &str| -> Result<u32, MapError> {
+            let aya = |error| MapError::Aya { table: name.to_owned(), source: Box::new(error) };
+            Ok(self.table(name)?.info().map_err(aya)?.max_entries())
+        };
+        // As many as both tables have, should one of them have been lost and made anew.
+        let buckets = size("FLOWS_V4")?.min(size("FLOWS_V6")?);
+        let mut record = Mapped::<FlowHash>::new(name::FLOW_HASH, self.table(name::FLOW_HASH)?)?;
+        if record.read(0).buckets == buckets {
+            return Ok(());
+        }
+        let secret = sys::random()
+            .map_err(|error| MapError::kernel("choosing a secret for", name::FLOW_HASH, error))?;
+        record.write(0, FlowHash { secret, buckets });
+        Ok(())
+    }
+
     /// Tables whose pin is gone or leads to another one: the next agent would begin with an empty one.
     ///
     /// # Errors
@@ -321,6 +342,7 @@ fn map_data(map: &aya::maps::Map) -> &MapData {
 
 /// Names of the tables whose size can be chosen, with the wanted one.
 fn wanted_sizes(sizes: &Sizes) -> BTreeMap<&'static str, u32> {
+    let buckets = sizes.flows.div_ceil(FLOW_WAYS as u32 / 2).max(1);
     BTreeMap::from([
         (name::SERVICES, sizes.services),
         (name::SLAB, sizes.slots.div_ceil(portolan_abi::SLAB_LINE as u32)),
@@ -332,8 +354,8 @@ fn wanted_sizes(sizes: &Sizes) -> BTreeMap<&'static str, u32> {
         ("SOURCES_V6", sizes.sources),
         ("AFFINITY_V4", sizes.clients),
         ("AFFINITY_V6", sizes.clients),
-        ("FLOWS_V4", sizes.flows),
-        ("FLOWS_V6", sizes.flows),
+        ("FLOWS_V4", buckets),
+        ("FLOWS_V6", buckets),
     ])
 }
 

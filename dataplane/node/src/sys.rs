@@ -378,6 +378,15 @@ pub(crate) fn netns_cookie() -> io::Result<u64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
+/// Words that nobody can guess.
+pub(crate) fn random() -> io::Result<[u32; 2]> {
+    let mut words = [0u32; 2];
+    // SAFETY: the buffer is ours and as long as said.
+    let got = unsafe { libc::getrandom(words.as_mut_ptr().cast(), size_of_val(&words), 0) };
+    // Requests of up to 256 bytes are never cut short (getrandom(2)).
+    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(words) }
+}
+
 /// Waits until every program run that has begun is over (`MEMBARRIER_CMD_GLOBAL` is `synchronize_rcu`).
 pub(crate) fn wait_for_readers() -> io::Result<()> {
     const GLOBAL: libc::c_int = 1;

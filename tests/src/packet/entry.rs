@@ -15,7 +15,7 @@ use portolan_core::{
 use super::apply::{Bytes, apply, unpack};
 use super::family::Tested;
 use super::fixture::site::Site;
-use super::memory::Memory;
+use super::memory::{Memory, beat};
 
 /// Every hook that has a program, with an interface it is at in [`Site`]'s world.
 pub const HOOKS: [(Hook, u32); 7] = [
@@ -36,7 +36,7 @@ pub fn steps<F: Family, T: Tables<F>>(
     tables: &T,
     now: u32,
 ) -> (Verdict<F>, bool) {
-    let news = match established(hook, ifindex, frame, false, tables, now) {
+    let news = match established(hook, ifindex, frame, false, tables, beat(now)) {
         Short::Verdict(_, verdict) => return (verdict, true),
         Short::News => decide_known(hook, ifindex, frame, tables, now),
         Short::Unknown => None,
@@ -105,7 +105,7 @@ fn opened<F: Family, T: Tables<F>>(
     tables: &T,
     now: u32,
 ) -> Option<Verdict<F>> {
-    match established(hook, ifindex, frame, true, tables, now) {
+    match established(hook, ifindex, frame, true, tables, beat(now)) {
         Short::Verdict(_, verdict) => Some(verdict),
         Short::News => decide_known(hook, ifindex, frame, tables, now).map(|(_, verdict)| verdict),
         Short::Unknown => None,

@@ -94,7 +94,7 @@ impl<F: Tested> Machine<F> for Host<F> {
 
     fn flows(&self) -> Flows<F> {
         let age = |(key, flow): (&FlowKey<F::Addr>, &Flow<F::Addr>)| {
-            (*key, Flow { seen: self.now - flow.seen, ..*flow })
+            (*key, Flow { seen: self.now - flow.seen, beat: 0, ..*flow })
         };
         self.tables.flows.borrow().iter().map(age).collect()
     }

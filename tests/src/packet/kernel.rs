@@ -161,11 +161,11 @@ impl Kernel {
         }
         replace(&tables.frontends, &[]);
         replace(&tables.endpoints, &[]);
-        replace(&tables.flows, &[]);
+        tables.flows.sweep(|_, _| false).expect("the flow table can be swept");
         replace(&tables.affinity, &[]);
         replace(&tables.fragments, &[]);
         replace(&tables.sources, &[]);
-        assert!(dump(&tables.flows).is_empty(), "the flow table is empty");
+        assert!(tables.flows.dump().expect("the table can be read").is_empty(), "the flow table is empty");
     }
 
     fn write<F: Tested>(&mut self, records: &Records<F>) {
@@ -209,8 +209,9 @@ impl<F: Tested> Machine<F> for Kernel {
     fn wait(&mut self, ticks: u32) {
         // The clock cannot be moved, so the entries are.
         let flows = &F::tables(&self.tables).flows;
-        for (key, flow) in dump(flows) {
-            let aged = Flow { seen: flow.seen.wrapping_sub(ticks), ..flow };
+        for (key, flow) in flows.dump().expect("the table can be read") {
+            // A beat is longer than a tick, so it may not have changed: it always has here.
+            let aged = Flow { seen: flow.seen.wrapping_sub(ticks), beat: flow.beat.wrapping_sub(1), ..flow };
             flows.insert(&key, &aged).expect("an entry can be replaced");
         }
         let fragments = &F::tables(&self.tables).fragments;
@@ -226,7 +227,9 @@ impl<F: Tested> Machine<F> for Kernel {
     }
 
     fn lose(&mut self, keys: &[FlowKey<F::Addr>]) {
-        F::tables(&self.tables).flows.remove_all(keys).expect("flows can be removed");
+        for key in keys {
+            F::tables(&self.tables).flows.remove(key).expect("flows can be removed");
+        }
     }
 
     fn run(&mut self, place: Place, frame: &[u8]) -> Seen {
@@ -252,8 +255,8 @@ impl<F: Tested> Machine<F> for Kernel {
     fn flows(&self) -> Flows<F> {
         let now = clock::ticks();
         let age = |(key, flow): (FlowKey<F::Addr>, Flow<F::Addr>)| {
-            (key, Flow { seen: now.wrapping_sub(flow.seen), ..flow })
+            (key, Flow { seen: now.wrapping_sub(flow.seen), beat: 0, ..flow })
         };
-        dump(&F::tables(&self.tables).flows).into_iter().map(age).collect()
+        F::tables(&self.tables).flows.dump().expect("the table can be read").into_iter().map(age).collect()
     }
 }

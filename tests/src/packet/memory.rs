@@ -107,6 +107,12 @@ impl<F: NodeFamily> Memory<F> {
     }
 }
 
+/// Beats are ticks here: both clocks are the test's.
+#[must_use]
+pub const fn beat(tick: u32) -> u8 {
+    tick as u8
+}
+
 impl<F: NodeFamily> Tables<F> for Memory<F> {
     type Entry = FlowKey<F::Addr>;
 
@@ -176,7 +182,7 @@ impl<F: NodeFamily> Tables<F> for Memory<F> {
 
     fn update(&self, entry: Self::Entry, state: u8, seen: u32) {
         if let Some(flow) = self.flows.borrow_mut().get_mut(&entry) {
-            (flow.state, flow.seen) = (state, seen);
+            (flow.state, flow.seen, flow.beat) = (state, seen, beat(seen));
         }
     }
 
@@ -186,7 +192,7 @@ impl<F: NodeFamily> Tables<F> for Memory<F> {
     }
 
     fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
-        self.flows.borrow_mut().insert(*key, *flow);
+        self.flows.borrow_mut().insert(*key, Flow { beat: beat(flow.seen), ..*flow });
         true
     }
 

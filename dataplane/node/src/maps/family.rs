@@ -4,12 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aya::maps::MapData;
 use portolan_abi::{
-    Affinity, AffinityKey, Backend, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
+    Affinity, AffinityKey, Backend, Endpoint, FlowHash, Fragment, FragmentKey, Frontend, FrontendKey,
     SourceKey, Words,
 };
 use portolan_core::{Family, V4, V6};
 
-use super::{Hash, MapError, Mapped};
+use super::{FlowTable, Hash, MapError, Mapped};
 
 /// A family, as user space needs it.
 pub trait NodeFamily: Family<Addr: Send + Sync + std::hash::Hash + Ord> {
@@ -67,11 +67,14 @@ pub struct FamilyTables<F: NodeFamily> {
     /// Packets that were cut.
     pub fragments: Hash<FragmentKey<F::Addr>, Fragment<F::Addr>>,
     /// Flows.
-    pub flows: Hash<FlowKey<F::Addr>, Flow<F::Addr>>,
+    pub flows: FlowTable<F::Addr>,
 }
 
 impl<F: NodeFamily> FamilyTables<F> {
-    pub(super) fn from(get: &dyn Fn(&str) -> Result<MapData, MapError>) -> Result<Self, MapError> {
+    pub(super) fn from(
+        get: &dyn Fn(&str) -> Result<MapData, MapError>,
+        hash: FlowHash,
+    ) -> Result<Self, MapError> {
         let name = |table: &str| format!("{table}_{}", F::SUFFIX);
         let [frontends, backends, endpoints, sources, affinity, fragments, flows] =
             super::name::PER_FAMILY.map(|table| (name(table), get(&name(table))));
@@ -82,7 +85,7 @@ impl<F: NodeFamily> FamilyTables<F> {
             sources: Hash::new(&sources.0, sources.1?)?,
             affinity: Hash::new(&affinity.0, affinity.1?)?,
             fragments: Hash::new(&fragments.0, fragments.1?)?,
-            flows: Hash::new(&flows.0, flows.1?)?,
+            flows: FlowTable::new(&flows.0, flows.1?, hash)?,
         })
     }
 }

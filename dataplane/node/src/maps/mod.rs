@@ -1,6 +1,7 @@
 //! The kernel's tables, typed. One file for each kind of table, one place for each name.
 
 mod family;
+mod flows;
 mod hash;
 mod mapped;
 
@@ -12,6 +13,7 @@ use portolan_abi::{Config, Service, counter};
 use portolan_core::{V4, V6};
 
 pub use family::{FamilyTables, NodeFamily};
+pub use flows::FlowTable;
 pub use hash::Hash;
 pub use mapped::{Mapped, Set};
 
@@ -19,6 +21,8 @@ pub use mapped::{Mapped, Set};
 pub mod name {
     /// The node: one [`portolan_abi::Config`].
     pub const CONFIG: &str = "CONFIG";
+    /// How flows are spread over their tables: one [`portolan_abi::FlowHash`].
+    pub const FLOW_HASH: &str = "FLOW_HASH";
     /// Packets by outcome.
     pub const COUNTERS: &str = "COUNTERS";
     /// Services by index.
@@ -41,7 +45,8 @@ pub mod name {
 
     /// All names.
     pub fn all() -> impl Iterator<Item = String> {
-        let single = [CONFIG, COUNTERS, SERVICES, SLAB, TRACE, EVENTS, SOCKET_PEER, SOCKET_PEERS, EARLY];
+        let single =
+            [CONFIG, FLOW_HASH, COUNTERS, SERVICES, SLAB, TRACE, EVENTS, SOCKET_PEER, SOCKET_PEERS, EARLY];
         let single = single.into_iter().map(str::to_owned);
         let family = PER_FAMILY.into_iter().flat_map(|name| ["V4", "V6"].map(|v| format!("{name}_{v}")));
         single.chain(family)
@@ -143,12 +148,13 @@ impl Tables {
         let counters = aya::maps::Map::PerCpuArray(get(name::COUNTERS)?);
         let counters = PerCpuArray::try_from(counters)
             .map_err(|error| MapError::Aya { table: name::COUNTERS.to_owned(), source: Box::new(error) })?;
+        let hash = Mapped::new(name::FLOW_HASH, get(name::FLOW_HASH)?)?.read(0);
         Ok(Self {
             config: Mapped::new(name::CONFIG, get(name::CONFIG)?)?,
             services: Mapped::new(name::SERVICES, get(name::SERVICES)?)?,
             slab: Mapped::flat(name::SLAB, get(name::SLAB)?)?,
-            v4: FamilyTables::from(get)?,
-            v6: FamilyTables::from(get)?,
+            v4: FamilyTables::from(get, hash)?,
+            v6: FamilyTables::from(get, hash)?,
             counters,
         })
     }

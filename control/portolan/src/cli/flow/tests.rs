@@ -36,7 +36,7 @@ fn fabricated() -> Vec<FlowView> {
             from_ifindex: 12,
             from_mac: [0; 3],
             from: exit::POD,
-            zero: 0,
+            beat: 0,
         },
     );
     let reply = (
@@ -69,7 +69,7 @@ fn fabricated() -> Vec<FlowView> {
             from_ifindex: 0,
             from_mac: [0; 3],
             from: exit::STACK,
-            zero: 0,
+            beat: 0,
         },
     );
     let mut flows = view::all::<V4>(&[request, reply], NOW);
@@ -129,7 +129,7 @@ fn every_set_of_bits_is_one_of_four_states() {
                 from_ifindex: 0,
                 from_mac: [0; 3],
                 from: exit::STACK,
-                zero: 0,
+                beat: 0,
             },
         );
         let view = FlowView::new::<V4>(&key, &flow, NOW);

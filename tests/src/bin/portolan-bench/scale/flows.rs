@@ -21,8 +21,7 @@ pub(super) fn reconcile(rounds: u32) -> Result<Vec<Row>> {
     let pod = Endpoint { ifindex: POD, mac: [0; 3], flags: endpoint_flag::LIVE };
     tables.v4.endpoints.insert(&Words::<1>::from_octets([10, 244, 0, 9]), &pod)?;
     let now = ticks();
-    let (keys, values): (Vec<_>, Vec<_>) = (0..FLOWS).flat_map(|number| flow(number, now)).unzip();
-    tables.v4.flows.insert_all(&keys, &values).map_err(|(_, error)| error)?;
+    tables.v4.flows.insert_all((0..FLOWS).flat_map(|number| flow(number, now)))?;
     let mut applier = Applier::open(tables)?;
     let mut samples = Vec::new();
     for _ in 0..rounds {
@@ -55,7 +54,7 @@ fn flow(number: u32, seen: u32) -> [(FlowKey<Words<1>>, Flow<Words<1>>); 2] {
         from_ifindex: 2,
         from_mac: [0; 3],
         from: exit::UPLINK,
-        zero: 0,
+        beat: 0,
     };
     let back = Flow {
         src: vip,

@@ -1,0 +1,264 @@
+//! The memory of the flow tables: see `portolan_core::flows` for who may do what with it.
+
+use core::arch::asm;
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xchg};
+use core::ptr::{null_mut, read_volatile};
+
+use aya_ebpf::helpers::generated::bpf_jiffies64;
+use portolan_abi::{BEAT, FLOW_WAYS, Flow, FlowBucket, FlowKey, FlowSlot, Words};
+use portolan_core::flows::{self, ATTEMPTS, Place, Slots, place, search};
+use portolan_core::{Address, V4, V6};
+
+use crate::maps::{FLOW_HASH, Kernel};
+
+const _: () = assert!(FLOW_WAYS == 8);
+
+/// A bucket of a flow table.
+pub struct Bucket<A>(*mut FlowBucket<A>);
+
+impl<A> Clone for Bucket<A> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<A> Copy for Bucket<A> {}
+
+/// The bucket of a flow.
+#[inline(always)]
+fn bucket<F: Kernel>(key: &FlowKey<F::Addr>) -> Option<(Bucket<F::Addr>, Place)> {
+    // SAFETY: the record lives as long as the map, and does not change once programs are loaded.
+    let hash = unsafe { *FLOW_HASH.get_ptr(0)? };
+    let place = place(key, &hash);
+    Some((Bucket(F::flows().get_ptr_mut(place.bucket)?), place))
+}
+
+/// The slot of a flow, looked up in place; null if there is none.
+#[inline(always)]
+pub fn slot_in_place<F: Kernel>(key: &FlowKey<F::Addr>) -> *mut FlowSlot<F::Addr> {
+    let Some((bucket, place)) = bucket::<F>(key) else { return null_mut() };
+    match search(bucket, key, place, FLOW_WAYS as u32) {
+        Some((way, _)) => bucket.slot(way),
+        None => null_mut(),
+    }
+}
+
+/// The number of a flow's slot in its table, or [`NOWHERE`].
+#[inline(always)]
+fn find<F: Kernel>(key: *const FlowKey<F::Addr>) -> u32 {
+    // SAFETY: as in `choose`.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NOWHERE };
+    let Some((bucket, place)) = bucket::<F>(key) else { return NOWHERE };
+    match search(bucket, key, place, flows::rolled()) {
+        Some((way, _)) => place.bucket * FLOW_WAYS as u32 + way,
+        None => NOWHERE,
+    }
+}
+
+/// The slot of a flow; null if there is none.
+#[inline(always)]
+pub fn slot<F: Functions>(key: &FlowKey<F::Addr>) -> *mut FlowSlot<F::Addr> {
+    let number = F::find_slot(key);
+    if number == NOWHERE {
+        return null_mut();
+    }
+    match F::flows().get_ptr_mut(number / FLOW_WAYS as u32) {
+        Some(bucket) => Bucket(bucket).slot(number),
+        None => null_mut(),
+    }
+}
+
+/// What [`find`] and [`choose`] say where there is no slot.
+const NOWHERE: u32 = u32::MAX;
+
+/// The slot to write a flow to, or [`NOWHERE`].
+#[inline(always)]
+pub fn choose<F: Kernel>(key: *const FlowKey<F::Addr>, now: u32, fresh: u32) -> u32 {
+    // SAFETY: callers pass a reference; the verifier checks the size of what is behind it.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NOWHERE };
+    let Some((bucket, place)) = bucket::<F>(key) else { return NOWHERE };
+    flows::choose(bucket, key, place, now, fresh != 0).unwrap_or(NOWHERE)
+}
+
+/// Writes a flow to a slot; 1 if it was written.
+#[inline(always)]
+pub fn write<F: Kernel>(key: *const FlowKey<F::Addr>, flow: *const Flow<F::Addr>, way: u32) -> u32 {
+    // SAFETY: as in `choose`.
+    let (Some(key), Some(flow)) = (unsafe { (key.as_ref(), flow.as_ref()) }) else { return 0 };
+    let Some((bucket, place)) = bucket::<F>(key) else { return 0 };
+    u32::from(flows::write(bucket, (key, flow), place, way % FLOW_WAYS as u32))
+}
+
+/// Adds a flow, or replaces it unless `fresh`; whether it was written.
+#[inline(always)]
+pub fn add<F: Functions>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, fresh: bool) -> bool {
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        let way = F::choose_slot(key, flow.seen, u32::from(fresh));
+        if way == NOWHERE {
+            return false;
+        }
+        if F::write_slot(key, flow, way) {
+            return true;
+        }
+        attempt += 1;
+    }
+    false
+}
+
+/// The functions of one family that are not inlined: there is no stack for them where they are called.
+pub trait Functions: Kernel {
+    /// See [`find`].
+    fn find_slot(key: &FlowKey<Self::Addr>) -> u32;
+    /// See [`choose`].
+    fn choose_slot(key: &FlowKey<Self::Addr>, now: u32, fresh: u32) -> u32;
+    /// See [`write`].
+    fn write_slot(key: &FlowKey<Self::Addr>, flow: &Flow<Self::Addr>, way: u32) -> bool;
+}
+
+/// Those of one family. Global functions, which the verifier looks at once for themselves and not once for each call, in each of
+/// the many states in which that is reached. They take and return numbers and pointers to plain data only, which may be null.
+macro_rules! functions {
+    ($family:ty, $addr:ty, $slot:ident, $choose:ident, $write:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $slot(key: *const FlowKey<$addr>) -> u32 {
+            find::<$family>(key)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $choose(key: *const FlowKey<$addr>, now: u32, fresh: u32) -> u32 {
+            choose::<$family>(key, now, fresh)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $write(key: *const FlowKey<$addr>, flow: *const Flow<$addr>, way: u32) -> u32 {
+            write::<$family>(key, flow, way)
+        }
+
+        impl Functions for $family {
+            #[inline(always)]
+            fn find_slot(key: &FlowKey<$addr>) -> u32 {
+                $slot(key)
+            }
+
+            #[inline(always)]
+            fn choose_slot(key: &FlowKey<$addr>, now: u32, fresh: u32) -> u32 {
+                $choose(key, now, fresh)
+            }
+
+            #[inline(always)]
+            fn write_slot(key: &FlowKey<$addr>, flow: &Flow<$addr>, way: u32) -> bool {
+                $write(key, flow, way) != 0
+            }
+        }
+    };
+}
+
+functions!(V4, Words<1>, find_slot_v4, choose_slot_v4, write_slot_v4);
+functions!(V6, Words<4>, find_slot_v6, choose_slot_v6, write_slot_v6);
+
+/// The time in beats.
+#[inline(always)]
+pub fn beat() -> u8 {
+    // SAFETY: the helper has no precondition. The verifier puts a load in its place.
+    (unsafe { bpf_jiffies64() } >> BEAT) as u8
+}
+
+impl<A> Bucket<A> {
+    /// A slot; `way` is taken modulo their number. By an instruction that the compiler cannot leave out where it sees that it
+    /// changes nothing: the verifier of Linux 6.1 does not see that.
+    #[inline(always)]
+    pub fn slot(self, way: u32) -> *mut FlowSlot<A> {
+        let mut way = u64::from(way);
+        // SAFETY: the instruction changes the one register; the index is below the length then.
+        unsafe {
+            asm!("{0} &= 7", inout(reg) way, options(pure, nomem, nostack));
+            self.0.cast::<FlowSlot<A>>().add(way as usize)
+        }
+    }
+
+    /// The word of tag and time.
+    #[inline(always)]
+    fn place_of_word(self, way: u32) -> *mut u64 {
+        // SAFETY: `slot` is inside of the bucket.
+        unsafe { (&raw mut (*self.slot(way)).tag).cast() }
+    }
+}
+
+// SAFETY (of the blocks below): slots are inside of their bucket, which lives as long as the map; every field is aligned and
+// read and written whole.
+impl<A: Address> Slots<A> for Bucket<A> {
+    #[inline(always)]
+    fn word(self, way: u32) -> u64 {
+        // SAFETY: see above.
+        unsafe { read_volatile(self.place_of_word(way)) }
+    }
+
+    #[inline(always)]
+    fn tag(self, way: u32) -> u32 {
+        // SAFETY: see above.
+        unsafe { read_volatile(&raw const (*self.slot(way)).tag) }
+    }
+
+    #[inline(always)]
+    fn key(self, way: u32) -> (A, A, u32) {
+        let slot = self.slot(way);
+        // SAFETY: see above.
+        unsafe { ((*slot).src, (*slot).dst, read_volatile(&raw const (*slot).ports)) }
+    }
+
+    #[inline(always)]
+    fn state(self, way: u32) -> u8 {
+        // SAFETY: see above.
+        unsafe { read_volatile(&raw const (*self.slot(way)).flow.state) }
+    }
+
+    #[inline(always)]
+    fn flow(self, way: u32) -> Flow<A> {
+        // SAFETY: see above.
+        unsafe { (*self.slot(way)).flow }
+    }
+
+    #[inline(always)]
+    fn exchange(self, way: u32, old: u64, new: u64) -> bool {
+        let place = self.place_of_word(way);
+        // SAFETY: see above.
+        unsafe {
+            atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(place, old, new).1
+        }
+    }
+
+    #[inline(always)]
+    fn publish(self, way: u32, word: u64) {
+        // SAFETY: see above.
+        unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(self.place_of_word(way), word) };
+    }
+
+    #[inline(always)]
+    fn fill(self, way: u32, key: &FlowKey<A>, flow: &Flow<A>) {
+        let slot = self.slot(way);
+        // SAFETY: see above. The slot is busy: it is ours until it is published.
+        unsafe {
+            (*slot).src = key.src;
+            (*slot).dst = key.dst;
+            (*slot).ports = key.ports;
+            let place = &raw mut (*slot).flow;
+            (*place).src = flow.src;
+            (*place).dst = flow.dst;
+            (*place).ports = flow.ports;
+            (*place).ifindex = flow.ifindex;
+            (*place).mac = flow.mac;
+            (*place).exit = flow.exit;
+            (*place).state = flow.state;
+            (*place).service = flow.service;
+            (*place).backend = flow.backend;
+            (*place).from_ifindex = flow.from_ifindex;
+            (*place).from_mac = flow.from_mac;
+            (*place).from = flow.from;
+            (*place).beat = beat();
+        }
+    }
+}
