@@ -37,7 +37,7 @@ fn bucket<F: Kernel>(key: &FlowKey<F::Addr>) -> Option<(Bucket<F::Addr>, Place)>
 #[inline(always)]
 pub fn slot_in_place<F: Kernel>(key: &FlowKey<F::Addr>) -> *mut FlowSlot<F::Addr> {
     let Some((bucket, place)) = bucket::<F>(key) else { return null_mut() };
-    match search(bucket, key, place, FLOW_WAYS as u32) {
+    match search(bucket, key, place) {
         Some((way, _)) => bucket.slot(way),
         None => null_mut(),
     }
@@ -49,7 +49,7 @@ fn find<F: Kernel>(key: *const FlowKey<F::Addr>) -> u32 {
     // SAFETY: as in `choose`.
     let Some(key) = (unsafe { key.as_ref() }) else { return NOWHERE };
     let Some((bucket, place)) = bucket::<F>(key) else { return NOWHERE };
-    match search(bucket, key, place, flows::rolled()) {
+    match search(bucket, key, place) {
         Some((way, _)) => place.bucket * FLOW_WAYS as u32 + way,
         None => NOWHERE,
     }
@@ -73,11 +73,11 @@ const NOWHERE: u32 = u32::MAX;
 
 /// The slot to write a flow to, or [`NOWHERE`].
 #[inline(always)]
-pub fn choose<F: Kernel>(key: *const FlowKey<F::Addr>, now: u32, fresh: u32) -> u32 {
-    // SAFETY: callers pass a reference; the verifier checks the size of what is behind it.
-    let Some(key) = (unsafe { key.as_ref() }) else { return NOWHERE };
+pub fn choose<F: Kernel>(key: *const FlowKey<F::Addr>, flow: *const Flow<F::Addr>, fresh: u32) -> u32 {
+    // SAFETY: callers pass references; the verifier checks the size of what is behind them.
+    let (Some(key), Some(flow)) = (unsafe { (key.as_ref(), flow.as_ref()) }) else { return NOWHERE };
     let Some((bucket, place)) = bucket::<F>(key) else { return NOWHERE };
-    flows::choose(bucket, key, place, now, fresh != 0).unwrap_or(NOWHERE)
+    flows::choose(bucket, (key, flow), place, fresh != 0).unwrap_or(NOWHERE)
 }
 
 /// Writes a flow to a slot; 1 if it was written.
@@ -93,8 +93,8 @@ pub fn write<F: Kernel>(key: *const FlowKey<F::Addr>, flow: *const Flow<F::Addr>
 #[inline(always)]
 pub fn add<F: Functions>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, fresh: bool) -> bool {
     let mut attempt = 0;
-    while attempt < ATTEMPTS {
-        let way = F::choose_slot(key, flow.seen, u32::from(fresh));
+    while attempt < attempts() {
+        let way = F::choose_slot(key, flow, u32::from(fresh));
         if way == NOWHERE {
             return false;
         }
@@ -106,12 +106,22 @@ pub fn add<F: Functions>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, fresh: bo
     false
 }
 
+/// [`ATTEMPTS`], by an instruction that the compiler cannot see through: it would unroll the loop, and the verifier follow every
+/// copy.
+#[inline(always)]
+fn attempts() -> u32 {
+    let attempts: u64;
+    // SAFETY: the instruction sets the one register.
+    unsafe { asm!("{0} = {1}", out(reg) attempts, const ATTEMPTS, options(pure, nomem, nostack)) };
+    attempts as u32
+}
+
 /// The functions of one family that are not inlined: there is no stack for them where they are called.
 pub trait Functions: Kernel {
     /// See [`find`].
     fn find_slot(key: &FlowKey<Self::Addr>) -> u32;
     /// See [`choose`].
-    fn choose_slot(key: &FlowKey<Self::Addr>, now: u32, fresh: u32) -> u32;
+    fn choose_slot(key: &FlowKey<Self::Addr>, flow: &Flow<Self::Addr>, fresh: u32) -> u32;
     /// See [`write`].
     fn write_slot(key: &FlowKey<Self::Addr>, flow: &Flow<Self::Addr>, way: u32) -> bool;
 }
@@ -128,8 +138,8 @@ macro_rules! functions {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $choose(key: *const FlowKey<$addr>, now: u32, fresh: u32) -> u32 {
-            choose::<$family>(key, now, fresh)
+        extern "C" fn $choose(key: *const FlowKey<$addr>, flow: *const Flow<$addr>, fresh: u32) -> u32 {
+            choose::<$family>(key, flow, fresh)
         }
 
         #[unsafe(no_mangle)]
@@ -145,8 +155,8 @@ macro_rules! functions {
             }
 
             #[inline(always)]
-            fn choose_slot(key: &FlowKey<$addr>, now: u32, fresh: u32) -> u32 {
-                $choose(key, now, fresh)
+            fn choose_slot(key: &FlowKey<$addr>, flow: &Flow<$addr>, fresh: u32) -> u32 {
+                $choose(key, flow, fresh)
             }
 
             #[inline(always)]
@@ -208,6 +218,15 @@ impl<A: Address> Slots<A> for Bucket<A> {
         let slot = self.slot(way);
         // SAFETY: see above.
         unsafe { ((*slot).src, (*slot).dst, read_volatile(&raw const (*slot).ports)) }
+    }
+
+    #[inline(always)]
+    fn is_of(self, way: u32, key: &FlowKey<A>) -> bool {
+        let slot = self.slot(way);
+        // SAFETY: see above.
+        unsafe {
+            (*slot).src.differs(&key.src) | (*slot).dst.differs(&key.dst) | ((*slot).ports ^ key.ports) == 0
+        }
     }
 
     #[inline(always)]

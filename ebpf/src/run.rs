@@ -1,7 +1,8 @@
 //! From a hook to a verdict: which family, the short way first, then the whole decision.
 //!
 //! The functions that are not inlined each have a stack frame of their own: both families and all steps
-//! together would not fit into 512 bytes. Only integers and the context cross them.
+//! together would not fit into 512 bytes. They are global functions: the verifier looks at each once, for whatever arguments
+//! its types allow, and not once for each state in which it is called. Only integers and the context cross them.
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_skb_pull_data};
@@ -150,123 +151,135 @@ macro_rules! family {
                 done
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_short"))]
             #[inline(never)]
-            fn short(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
+            extern "C" fn short(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
                 super::short::<$family>(skb, hook, fresh)
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_known"))]
             #[inline(never)]
-            fn known(skb: *mut __sk_buff, hook: Hook, mended: bool) -> u64 {
+            extern "C" fn known(skb: *mut __sk_buff, hook: Hook, mended: bool) -> u64 {
                 super::known::<$family>(skb, hook, mended)
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_mend"))]
             #[inline(never)]
-            fn mend(skb: *mut __sk_buff) -> u64 {
-                let skb = whole(skb);
+            extern "C" fn mend(skb: *mut __sk_buff) -> u64 {
                 portolan_core::mend::<$family, _, _>(&Linear::new(skb), &Maps::<false>::new(skb));
                 0
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_new"))]
             #[inline(never)]
-            fn new(skb: *mut __sk_buff, hook: Hook) -> u64 {
+            extern "C" fn new(skb: *mut __sk_buff, hook: Hook) -> u64 {
                 super::new::<$family>(skb, hook)
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_open"))]
             #[inline(never)]
-            fn open(skb: *mut __sk_buff, hook: Hook, service: u32, backend: u32) -> u64 {
+            extern "C" fn open(skb: *mut __sk_buff, hook: Hook, service: u32, backend: u32) -> u64 {
                 super::open::<$family>(skb, hook, Choice { service, backend })
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_error"))]
             #[inline(never)]
-            fn error(skb: *mut __sk_buff, hook: Hook) -> u64 {
+            extern "C" fn error(skb: *mut __sk_buff, hook: Hook) -> u64 {
                 super::error::<$family>(skb, hook)
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_other"))]
             #[inline(never)]
-            fn other(skb: *mut __sk_buff, hook: Hook) -> u64 {
+            extern "C" fn other(skb: *mut __sk_buff, hook: Hook) -> u64 {
                 super::other::<$family>(skb, hook)
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_later"))]
             #[inline(never)]
-            fn later(skb: *mut __sk_buff, hook: Hook) -> u64 {
+            extern "C" fn later(skb: *mut __sk_buff, hook: Hook) -> u64 {
                 super::later::<$family>(skb, hook)
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_stray"))]
             #[inline(never)]
-            fn stray(skb: *mut __sk_buff, hook: Hook) -> u64 {
+            extern "C" fn stray(skb: *mut __sk_buff, hook: Hook) -> u64 {
                 super::stray::<$family>(skb, hook)
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_note"))]
             #[inline(never)]
-            fn note(skb: *mut __sk_buff) -> u64 {
+            extern "C" fn note(skb: *mut __sk_buff) -> u64 {
                 pieces::note::<$family>(skb, now())
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_note_fate"))]
             #[inline(never)]
-            fn note_fate(skb: *mut __sk_buff, hook: Hook, dropped: bool) -> u64 {
+            extern "C" fn note_fate(skb: *mut __sk_buff, hook: Hook, dropped: bool) -> u64 {
                 pieces::note_fate::<$family>(skb, hook, dropped, now())
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_new_first"))]
             #[inline(never)]
-            fn new_first(skb: *mut __sk_buff, hook: Hook) -> u64 {
+            extern "C" fn new_first(skb: *mut __sk_buff, hook: Hook) -> u64 {
                 super::new_first::<$family>(skb, hook)
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_first"))]
             #[inline(never)]
-            fn first(skb: *mut __sk_buff, hook: Hook, mended: bool) -> u64 {
+            extern "C" fn first(skb: *mut __sk_buff, hook: Hook, mended: bool) -> u64 {
                 super::first::<$family>(skb, hook, mended)
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_mend_first"))]
             #[inline(never)]
-            fn mend_first(skb: *mut __sk_buff) -> u64 {
-                let skb = whole(skb);
+            extern "C" fn mend_first(skb: *mut __sk_buff) -> u64 {
                 fragment::mend_first::<$family, _, _>(&Linear::new(skb), &Maps::<false>::new(skb));
                 0
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_open_first"))]
             #[inline(never)]
-            fn open_first(skb: *mut __sk_buff, hook: Hook, service: u32, backend: u32) -> u64 {
+            extern "C" fn open_first(skb: *mut __sk_buff, hook: Hook, service: u32, backend: u32) -> u64 {
                 super::open_piece::<$family>(skb, hook, Choice { service, backend })
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_wait"))]
             #[inline(never)]
-            fn wait(skb: *mut __sk_buff) -> u64 {
+            extern "C" fn wait(skb: *mut __sk_buff) -> u64 {
                 pieces::wait::<$family>(skb, now()).0
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_release"))]
             #[inline(never)]
-            fn release(skb: *mut __sk_buff) -> u64 {
+            extern "C" fn release(skb: *mut __sk_buff) -> u64 {
                 pieces::release::<$family>(skb, ifindex(skb), now()).0
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_refuse"))]
             #[inline(never)]
-            fn refuse(skb: *mut __sk_buff, hook: Hook) -> i32 {
+            extern "C" fn refuse(skb: *mut __sk_buff, hook: Hook) -> i32 {
                 apply::refuse::<$family>(skb, hook, ifindex(skb))
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_unpack"))]
             #[inline(never)]
-            fn unpack(skb: *mut __sk_buff) -> u32 {
+            extern "C" fn unpack(skb: *mut __sk_buff) -> u32 {
                 tunnel::unpack::<$family>(skb)
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_pack"))]
             #[inline(never)]
-            fn pack(skb: *mut __sk_buff) -> u64 {
+            extern "C" fn pack(skb: *mut __sk_buff) -> u64 {
                 tunnel::pack::<$family>(skb, ifindex(skb)).0
             }
 
+            #[unsafe(export_name = concat!(stringify!($name), "_complain"))]
             #[inline(never)]
-            fn complain(skb: *mut __sk_buff) -> i32 {
+            extern "C" fn complain(skb: *mut __sk_buff) -> i32 {
                 tunnel::complain::<$family>(skb, ifindex(skb))
             }
         }
     };
-}
-
-/// The context as it is, for functions that use no more of it than where the packet lies: the compiler would hand them these
-/// two fields instead, as 32-bit numbers, which the verifier does not take for packet pointers.
-#[inline(always)]
-fn whole(skb: *mut __sk_buff) -> *mut __sk_buff {
-    core::hint::black_box(skb)
 }
 
 family!(v4, V4);

@@ -62,6 +62,14 @@ pub fn is_expired<A>(protocol: u32, flow: &Flow<A>, now: u32) -> bool {
     idle < u32::MAX / 2 && idle > lifetime(protocol, flow.state)
 }
 
+/// Whether an entry makes room for another under the same key: it is of the same conversation, or of one that is over.
+#[inline(always)]
+#[must_use]
+pub fn yields<A: PartialEq>(protocol: u32, taken: &Flow<A>, flow: &Flow<A>) -> bool {
+    let same = taken.src == flow.src && taken.dst == flow.dst && taken.ports == flow.ports;
+    same || is_closed(taken.state) || is_expired(protocol, taken, flow.seen)
+}
+
 /// Whether a client's last flow is longer ago than its service's affinity lasts.
 #[inline(always)]
 #[must_use]

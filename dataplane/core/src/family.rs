@@ -68,8 +68,8 @@ pub trait Address: Copy + Eq + Debug {
     fn difference(self, new: Self) -> u32;
     /// Mixes the address into a hash.
     fn mix(self, hash: u32) -> u32;
-    /// Not zero if the other address is another one. Without a branch.
-    fn differs(self, other: Self) -> u32;
+    /// Not zero if the other address is another one. Without a branch, and word by word: all at once would take stack.
+    fn differs(&self, other: &Self) -> u32;
     /// Mixes the address with another for the [flow table](crate::flows).
     fn products(self, other: Self, secret: [u32; 2]) -> u64;
     /// 127/8 or ::1.
@@ -254,7 +254,7 @@ impl Address for Words<1> {
     }
 
     #[inline(always)]
-    fn differs(self, other: Self) -> u32 {
+    fn differs(&self, other: &Self) -> u32 {
         self.0[0] ^ other.0[0]
     }
 
@@ -308,9 +308,8 @@ impl Address for Words<4> {
     }
 
     #[inline(always)]
-    fn differs(self, other: Self) -> u32 {
-        let [a, b, c, d] = self.0;
-        let [e, f, g, h] = other.0;
+    fn differs(&self, other: &Self) -> u32 {
+        let ([a, b, c, d], [e, f, g, h]) = (&self.0, &other.0);
         (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h)
     }
 

@@ -8,6 +8,7 @@
 use portolan_abi::{FLOW_WAYS, Flow, FlowHash, FlowKey, flow_tag, state};
 
 use crate::Address;
+use crate::conntrack::yields;
 
 /// Slots of a bucket.
 const WAYS: u32 = FLOW_WAYS as u32;
@@ -26,6 +27,8 @@ pub trait Slots<A: Address>: Copy {
     fn tag(self, way: u32) -> u32;
     /// Source, destination and ports of a slot.
     fn key(self, way: u32) -> (A, A, u32);
+    /// Whether the key of a slot is this one, but for the protocol.
+    fn is_of(self, way: u32, key: &FlowKey<A>) -> bool;
     /// State of a slot.
     fn state(self, way: u32) -> u8;
     /// The entry in a slot. Loads happen in the order of the program.
@@ -93,41 +96,41 @@ pub fn place<A: Address>(key: &FlowKey<A>, hash: &FlowHash) -> Place {
 /// A flow. For user space, which may be interrupted while it reads: programs take their chances with [`search`], because
 /// what they read is a packet's time old, and only one packet goes astray.
 pub fn find<A: Address, S: Slots<A>>(slots: S, key: &FlowKey<A>, place: Place) -> Option<Flow<A>> {
-    let (way, tag) = search(slots, key, place, WAYS)?;
+    let (way, tag) = search(slots, key, place)?;
     let flow = slots.flow(way);
     (slots.tag(way) == tag).then_some(flow)
 }
 
-/// Adds a flow, or replaces it unless `fresh`: then only where there is none. Whether it was written.
+/// Adds a flow, or replaces it; if `fresh`, only one that [yields]. Whether it was written.
 pub fn add<A: Address, S: Slots<A>>(
     slots: S,
     (key, flow): (&FlowKey<A>, &Flow<A>),
     place: Place,
     fresh: bool,
 ) -> bool {
-    (0..ATTEMPTS).any(|_| match choose(slots, key, place, flow.seen, fresh) {
+    (0..ATTEMPTS).any(|_| match choose(slots, (key, flow), place, fresh) {
         Some(way) => write(slots, (key, flow), place, way),
         None => false,
     })
 }
 
-/// The slot to [`write`] a flow to; `None` if it shall be `fresh` and is there. One half of [`add`]: a program has no stack for
+/// The slot to [`write`] a flow to; `None` if it shall be `fresh` and one is there that does not [yield](yields). One half of [`add`]: a program has no stack for
 /// both.
 #[inline(always)]
 pub fn choose<A: Address, S: Slots<A>>(
     slots: S,
-    key: &FlowKey<A>,
+    (key, flow): (&FlowKey<A>, &Flow<A>),
     place: Place,
-    now: u32,
     fresh: bool,
 ) -> Option<u32> {
-    let holders = candidates(slots, place.wanted, MATCH, rolled());
+    let holders = candidates(slots, place.wanted, MATCH);
     if holders == 0 {
-        return Some(spare(slots, place, now));
+        return Some(spare(slots, place, flow.seen));
     }
     // One in a hundred thousand flows meets another that looks alike, and takes its place.
     let way = lowest(holders);
-    if fresh && is_of(slots, way, again(key)) { None } else { Some(way) }
+    let taken = fresh && slots.is_of(way, again(key)) && !yields(key.proto, &slots.flow(way), flow);
+    (!taken).then_some(way)
 }
 
 /// Writes a flow to a slot, unless somebody else does so or adds the same flow at the same time; whether it was written.
@@ -146,7 +149,7 @@ pub fn write<A: Address, S: Slots<A>>(
     slots.fill(way, again(key), flow);
     let next = (tag & !(flow_tag::WRITTEN - 1)).wrapping_add(flow_tag::WRITTEN);
     slots.publish(way, word_of(next | place.wanted, flow.seen));
-    if candidates(slots, place.wanted, MATCH, rolled()) == 1 << way {
+    if candidates(slots, place.wanted, MATCH) == 1 << way {
         return true;
     }
     slots.publish(way, word_of(next, flow.seen));
@@ -160,7 +163,7 @@ pub fn remove<A: Address, S: Slots<A>>(
     place: Place,
     known: Option<&Flow<A>>,
 ) -> bool {
-    let Some((way, _)) = search(slots, key, place, WAYS) else { return false };
+    let Some((way, _)) = search(slots, key, place) else { return false };
     remove_if(slots, way, |found, flow| found == key && known.is_none_or(|known| known == flow))
 }
 
@@ -183,20 +186,15 @@ pub fn remove_if<A: Address, S: Slots<A>>(
     slots.exchange(way, word, word_of(tag & !(flow_tag::WRITTEN - 1), flow.seen))
 }
 
-/// The slot that has a key, and its tag. `ways` is their number: [`FLOW_WAYS`], or [`rolled`].
+/// The slot that has a key, and its tag.
 #[inline(always)]
-pub fn search<A: Address, S: Slots<A>>(
-    slots: S,
-    key: &FlowKey<A>,
-    place: Place,
-    ways: u32,
-) -> Option<(u32, u32)> {
-    let candidates = candidates(slots, place.wanted, MATCH, ways);
+pub fn search<A: Address, S: Slots<A>>(slots: S, key: &FlowKey<A>, place: Place) -> Option<(u32, u32)> {
+    let candidates = candidates(slots, place.wanted, MATCH);
     if candidates == 0 {
         return None;
     }
     let way = lowest(candidates);
-    is_of(slots, way, again(key)).then(|| (way, slots.tag(way)))
+    slots.is_of(way, again(key)).then(|| (way, slots.tag(way)))
 }
 
 /// A key whose words the compiler has to load again: all of them kept would take more stack than there is.
@@ -205,18 +203,11 @@ fn again<A>(key: &FlowKey<A>) -> &FlowKey<A> {
     core::hint::black_box(key)
 }
 
-/// Whether a slot's key is this one, but for the protocol.
-#[inline(always)]
-fn is_of<A: Address, S: Slots<A>>(slots: S, way: u32, key: &FlowKey<A>) -> bool {
-    let (src, dst, ports) = slots.key(way);
-    src.differs(key.src) | dst.differs(key.dst) | (ports ^ key.ports) == 0
-}
-
 /// The slot that a new flow takes: a free one, or that of a flow that is missed least. Slots that are busy are somebody
 /// else's: taking one fails.
 #[inline(always)]
 fn spare<A: Address, S: Slots<A>>(slots: S, place: Place, now: u32) -> u32 {
-    let free = candidates(slots, 0, flow_tag::PROTO | flow_tag::BUSY, rolled());
+    let free = candidates(slots, 0, flow_tag::PROTO | flow_tag::BUSY);
     if free != 0 { lowest(free) } else { least(slots, place, now) }
 }
 
@@ -263,29 +254,28 @@ const fn weak_bit(bits: u8) -> u32 {
     ((bits >> ANSWERED ^ 1) | bits >> ENDS[0] | bits >> ENDS[1] | bits >> ENDS[2]) & 1
 }
 
-/// 1 if a flow is [`OLD`]. Without a branch, as [`candidates`].
+/// 1 if a flow is [`OLD`]. Without a branch, as [`candidates`]: the compiler would make one of a comparison that it sees.
 #[inline(always)]
-const fn old_bit(seen: u32, now: u32) -> u32 {
+fn old_bit(seen: u32, now: u32) -> u32 {
     // A clock read on another CPU may be a tick ahead.
     let idle = now.wrapping_sub(seen).wrapping_add(1) & (u32::MAX >> 1);
-    OLD.wrapping_sub(idle) >> 31
+    core::hint::black_box(OLD.wrapping_sub(idle)) >> 31
 }
 
 /// The number of slots; the compiler does not know it, and leaves loops that count to it as they are: unrolled, they take more
 /// stack than there is where a program's functions call each other.
 #[inline(always)]
-#[must_use]
-pub fn rolled() -> u32 {
+fn rolled() -> u32 {
     core::hint::black_box(WAYS)
 }
 
 /// The slots whose tags have the wanted bits, one bit for each. Without a branch: the verifier follows both ways of
 /// each, through all that comes after.
 #[inline(always)]
-fn candidates<A: Address, S: Slots<A>>(slots: S, wanted: u32, mask: u32, ways: u32) -> u32 {
+fn candidates<A: Address, S: Slots<A>>(slots: S, wanted: u32, mask: u32) -> u32 {
     let mut found = 0;
     let mut way = 0;
-    while way < ways {
+    while way < WAYS {
         // All ones if nothing differs, else below 2^32.
         let differs = u64::from(slots.tag(way) & mask ^ wanted).wrapping_sub(1);
         found |= (differs >> 63) << way;

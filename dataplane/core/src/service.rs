@@ -6,7 +6,7 @@ use portolan_abi::{
 };
 
 use crate::answer::may_answer;
-use crate::conntrack::{is_closed, is_expired, is_forgotten, peer_key};
+use crate::conntrack::{is_forgotten, peer_key};
 use crate::guard::source_mac;
 use crate::select::{self, finish, flow_hash, mix, scale};
 use crate::wire::{Frame, Packet, join_ports, split_ports, swap_ports};
@@ -258,8 +258,7 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
     };
     let hash = flow_hash(key, config.seed);
     // What the backend's node answers does not come back here.
-    if there.kind != portolan_abi::exit::TUNNEL
-        && !claim_reply(&mut reply_key, &flow, hash, &config, tables, now)
+    if there.kind != portolan_abi::exit::TUNNEL && !claim_reply(&mut reply_key, &flow, hash, &config, tables)
     {
         return Err(Reason::NoPort);
     }
@@ -280,7 +279,6 @@ fn claim_reply<F: Family, T: Tables<F>>(
     hash: u32,
     config: &Config,
     tables: &T,
-    now: u32,
 ) -> bool {
     let backend_port = split_ports(key.ports).0;
     // What leaves with an address of the node may only use the range set aside for it: other ports are the
@@ -293,7 +291,7 @@ fn claim_reply<F: Family, T: Tables<F>>(
             let port = config.masquerade_first.wrapping_add(offset as u16);
             key.ports = join_ports(backend_port, port.to_be());
         }
-        if tables.claim(key, reply) || may_replace(key, reply, tables, now) {
+        if tables.claim(key, reply) {
             return true;
         }
         attempt += 1;
@@ -307,22 +305,6 @@ fn config_address<F: Family>(config: &Config) -> F::Addr {
         Some(address) => address,
         None => F::Addr::UNSPECIFIED,
     }
-}
-
-/// Replaces an entry that is in the way, if it is of the same conversation or of one that is over.
-#[inline(always)]
-fn may_replace<F: Family, T: Tables<F>>(
-    back: &FlowKey<F::Addr>,
-    reply: &Flow<F::Addr>,
-    tables: &T,
-    now: u32,
-) -> bool {
-    let Some((taken, _)) = tables.flow(back) else { return tables.put(back, reply) };
-    let same = taken.src == reply.src && taken.dst == reply.dst && taken.ports == reply.ports;
-    if !same && !is_closed(taken.state) && !is_expired(back.proto, &taken, now) {
-        return false;
-    }
-    tables.put(back, reply)
 }
 
 /// Makes the entry at `key` the one of the other direction.

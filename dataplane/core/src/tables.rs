@@ -46,7 +46,7 @@ pub trait Tables<F: Family> {
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Flow<F::Addr>, Self::Entry)>;
     /// Changes state and time of a flow entry.
     fn update(&self, entry: Self::Entry, state: u8, seen: u32);
-    /// Adds a flow unless the key is taken; whether it was added.
+    /// Adds a flow unless the key is taken by one that does not [yield](crate::conntrack::yields); whether it was added.
     fn claim(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool;
     /// Adds or replaces a flow; whether the table took it.
     fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool;

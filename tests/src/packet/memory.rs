@@ -8,6 +8,7 @@ use portolan_abi::{
     Frontend, FrontendKey, Service, SourceKey, fate,
 };
 use portolan_core::Tables;
+use portolan_core::conntrack::yields;
 use portolan_core::fragment::waiting;
 use portolan_core::wire::piece;
 use portolan_node::maps::NodeFamily;
@@ -187,8 +188,8 @@ impl<F: NodeFamily> Tables<F> for Memory<F> {
     }
 
     fn claim(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
-        let free = !self.flows.borrow().contains_key(key);
-        free && self.put(key, flow)
+        let taken = self.flows.borrow().get(key).copied();
+        taken.is_none_or(|taken| yields(key.proto, &taken, flow)) && self.put(key, flow)
     }
 
     fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {

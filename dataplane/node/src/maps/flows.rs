@@ -263,6 +263,10 @@ impl<A: Address> Slots<A> for Bucket<'_, A> {
         (self.read(way, field!(src)), self.read(way, field!(dst)), self.read(way, field!(ports)))
     }
 
+    fn is_of(self, way: u32, key: &FlowKey<A>) -> bool {
+        self.key(way) == (key.src, key.dst, key.ports)
+    }
+
     fn state(self, way: u32) -> u8 {
         self.read(way, field!(flow.state))
     }

@@ -8,6 +8,7 @@ use portolan_abi::{
     Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Frontend,
     FrontendKey, Service, SourceKey,
 };
+use portolan_core::conntrack::yields;
 use portolan_node::maps::NodeFamily;
 use portolan_node::{FamilyTables, Tables};
 
@@ -145,9 +146,9 @@ impl<F: NodeFamily> portolan_core::Tables<F> for Recorder<'_, F> {
     fn update(&self, _entry: Self::Entry, _state: u8, _seen: u32) {}
 
     fn claim(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
-        let taken = self.written.borrow().contains_key(key)
-            || self.family.flows.get(key).is_ok_and(|found| found.is_some());
-        !taken && self.put(key, flow)
+        let written = self.written.borrow().get(key).copied();
+        let taken = written.or_else(|| self.family.flows.get(key).ok().flatten());
+        taken.is_none_or(|taken| yields(key.proto, &taken, flow)) && self.put(key, flow)
     }
 
     fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
