@@ -1,14 +1,16 @@
 //! Flows against the desired state, without any change of it. Needs root.
 
+mod support;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use portolan_abi::{Flow, FlowKey, Words, exit};
 use portolan_apply::{Applier, collect, ticks};
 use portolan_core::wire::proto;
-use portolan_model::{Family, Protocol, ServiceKey};
+use portolan_model::{Protocol, ServiceKey};
 use portolan_node::{Object, Sizes};
-use portolan_plan::{BackendAddr, FrontendAddr, PortName, Scope, ServicePlan, ServicePort, Why};
+use portolan_plan::{BackendAddr, FrontendAddr, Scope, ServicePlan, ServicePort};
 
 fn key(protocol: Protocol) -> ServiceKey {
     ServiceKey::new("shop", &protocol.to_string().to_lowercase())
@@ -18,21 +20,11 @@ fn key(protocol: Protocol) -> ServiceKey {
 fn plan(protocol: Protocol) -> Arc<ServicePlan> {
     let frontend =
         FrontendAddr { addr: Some(IpAddr::from([10, 96, 0, 1])), port: 53, scope: Scope::ClusterIp };
-    let name = PortName { service: key(protocol), port: "dns".into(), protocol, family: Family::V4 };
     Arc::new(ServicePlan {
         ports: vec![ServicePort {
-            name,
             frontends: vec![frontend],
             cluster: vec![BackendAddr { addr: IpAddr::from([10, 244, 1, 1]), port: 53, local: false }],
-            why: Why::Ready,
-            local: Vec::new(),
-            local_why: Why::Ready,
-            internal_local: false,
-            external_local: false,
-            consistent: false,
-            direct: false,
-            sources: None,
-            affinity: None,
+            ..support::port(key(protocol), "dns", protocol)
         }],
     })
 }
