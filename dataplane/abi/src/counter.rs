@@ -121,6 +121,9 @@ outcomes! {
     FRAGMENT_WAITS = 35, "fragment-waits";
     /// A first fragment that others were waiting for: all of them are decided on anew, in order.
     FRAGMENTS_RELEASED = 36, "fragments-released";
+    /// A connection whose backend left its service: who sent on it was told at once, and may connect again. Set
+    /// `--departed-backends keep`, if such connections shall go on.
+    REJECTED_DEPARTED = 37, "rejected-departed";
 }
 
 /// The first outcome that is a drop; a rejection counts as one for the client.

@@ -80,6 +80,9 @@ pub fn decide_known<F: Family, T: Tables<F>, P: Frame>(
     if tunnel::would_return(hook, &flow) {
         return None;
     }
+    if conntrack::has_departed(flow.state) {
+        return Some((packet, say_departed(hook, ifindex, (&packet, frame), tables)));
+    }
     let mut next = next_state(flow.state, packet.segment.flags);
     if tells_answer(packet.segment.flags, &flow) {
         next |= state::ESTABLISHED;
@@ -274,6 +277,23 @@ fn refuse<F: Family, T: Tables<F>, P: Frame>(
 ) -> Verdict<F> {
     let Some(config) = tables.config() else { return Verdict::Drop(Reason::Dangling) };
     reject(hook, ifindex, (packet, frame), &config, Reason::UnknownPort)
+}
+
+/// Tells either end of a connection that its backend left. What the host sends to a pod is on its way out of the node's
+/// stack, where there is no way back to its sender: that one hears of it by its own timer.
+#[inline(always)]
+fn say_departed<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    (packet, frame): (&Packet<F>, &P),
+    tables: &T,
+) -> Verdict<F> {
+    match tables.config() {
+        Some(config) if hook != Hook::PodEgress => {
+            reject(hook, ifindex, (packet, frame), &config, Reason::Departed)
+        }
+        _ => Verdict::Drop(Reason::Departed),
+    }
 }
 
 /// Packets without ports: no service takes them.

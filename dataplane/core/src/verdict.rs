@@ -83,6 +83,7 @@ pub enum Reason {
     SourceRange = counter::DROP_SOURCE_RANGE,
     Tunnel = counter::DROP_TUNNEL,
     TooBig = counter::REJECTED_TOO_BIG,
+    Departed = counter::REJECTED_DEPARTED,
 }
 
 /// How a packet leaves.

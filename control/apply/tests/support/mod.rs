@@ -4,7 +4,7 @@ use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_plan::{PortName, ServicePort, Why};
 
 /// An IPv4 port that nobody asks for and nobody serves, of a service with every default: a test adds what it is about.
-pub fn port(service: ServiceKey, name: &str, protocol: Protocol) -> ServicePort {
+pub(crate) fn port(service: ServiceKey, name: &str, protocol: Protocol) -> ServicePort {
     ServicePort {
         name: PortName { service, port: name.into(), protocol, family: Family::V4 },
         frontends: Vec::new(),
@@ -17,6 +17,7 @@ pub fn port(service: ServiceKey, name: &str, protocol: Protocol) -> ServicePort 
         direct: false,
         sources: None,
         consistent: false,
+        kept: None,
         affinity: None,
     }
 }
