@@ -381,10 +381,10 @@ fn open_piece<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: Choice) -> u64 
     }
 }
 
-/// Makes the headers linear, up to those an ICMP error quotes. Failure shows as a truncated packet.
+/// Makes the headers linear, up to those an ICMP error quotes and to ports behind IPv4 options. Failure shows as a truncated packet.
 #[inline(always)]
 fn pull<F: Family>(skb: *mut __sk_buff) {
-    let need = (14 + 2 * (F::HEADER_LEN + 8)) as u32;
+    let need = (14 + (2 * (F::HEADER_LEN + 8)).max(60 + 8)) as u32;
     // SAFETY: the context is valid for the whole run.
     unsafe {
         let linear = (*skb).data_end - (*skb).data;

@@ -190,7 +190,7 @@ pub fn decide_other<F: Family, T: Tables<F>, P: Frame>(
     }
     let ours = match packet.kind {
         Kind::Echo => icmp::echo(hook, ifindex, (&packet, frame), tables),
-        Kind::Options => refuse_opaque(hook, &packet, Reason::Options, tables),
+        Kind::Options => refuse_options(hook, &packet, frame, tables),
         // An error about a flow has its verdict already; a service address itself has no use for one.
         Kind::Protocol | Kind::IcmpError => refuse_opaque(hook, &packet, Reason::Protocol, tables),
         _ => None,
@@ -306,6 +306,24 @@ pub(crate) fn refuse_opaque<F: Family, T: Tables<F>>(
 ) -> Option<Verdict<F>> {
     let vip = mark::<F, T>(&packet.key.dst, tables) & frontend_flag::VIP != 0;
     (vip && hook != Hook::PodEgress).then_some(Verdict::Drop(reason))
+}
+
+/// Packets with IP options or extension headers: nobody translates them, and what would need that must not leave as it is.
+#[inline(always)]
+fn refuse_options<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    packet: &Packet<F>,
+    frame: &P,
+    tables: &T,
+) -> Option<Verdict<F>> {
+    let refused = refuse_opaque(hook, packet, Reason::Options, tables);
+    if refused.is_some() {
+        return refused;
+    }
+    let key = wire::buried_key(frame, packet)?;
+    let ours =
+        tables.flow(&key).is_some() || matches!(resolve::<F, T>(hook, &key, tables), Asked::Frontend(_));
+    ours.then_some(Verdict::Drop(Reason::Options))
 }
 
 /// The pod of this node that a packet which arrives is for. No service has the address of a pod.
