@@ -1,5 +1,5 @@
-//! A list of the UDP sockets of a network namespace that were connected to a backend. For user space to read:
-//! sock_diag tells of what is stored on TCP sockets only.
+//! Lists of the UDP and of the TCP sockets of a network namespace that were connected to a backend. For user space to
+//! read: sock_diag tells of what is stored on TCP sockets only, and does so in another form.
 
 use core::ffi::c_void;
 use core::ptr::null_mut;
@@ -10,7 +10,7 @@ use portolan_abi::{Held, Peer};
 
 use crate::socket::SOCKET_PEER;
 
-/// `struct bpf_iter__udp`. There is an iterator over the storage itself (`bpf_sk_storage_map`), but kernels refuse it
+/// `struct bpf_iter__udp`, and the beginning of `struct bpf_iter__tcp`. There is an iterator over the storage itself (`bpf_sk_storage_map`), but kernels refuse it
 /// that have this one.
 #[repr(C)]
 pub struct Context {

@@ -127,6 +127,14 @@ pub fn held_sockets(ctx: *mut held::Context) -> i32 {
     0
 }
 
+/// Which TCP sockets have a backend.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/tcp")]
+pub fn held_connections(ctx: *mut held::Context) -> i32 {
+    held::write(ctx);
+    0
+}
+
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

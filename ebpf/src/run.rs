@@ -140,10 +140,11 @@ macro_rules! family {
                     // Known at compile time where it is false: those programs do without the steps.
                     if place == Hook::Uplink && hook == Hook::Uplink {
                         done = pack(skb);
-                        if Done(done).is_complaint() {
-                            done = Done::new(Done(done).outcome(), complain(skb)).0;
-                        }
                     }
+                }
+                // Of what arrives alone: the stack tells the host's own processes.
+                if matches!(place, Hook::Pod | Hook::Uplink) && Done(done).is_complaint() {
+                    done = Done::new(Done(done).outcome(), complain(skb, hook)).0;
                 }
                 if Done(done).is_refusal() {
                     done = Done::new(Done(done).outcome(), refuse(skb, hook)).0;
@@ -275,8 +276,8 @@ macro_rules! family {
 
             #[unsafe(export_name = concat!(stringify!($name), "_complain"))]
             #[inline(never)]
-            extern "C" fn complain(skb: *mut __sk_buff) -> i32 {
-                tunnel::complain::<$family>(skb, ifindex(skb))
+            extern "C" fn complain(skb: *mut __sk_buff, hook: Hook) -> i32 {
+                tunnel::complain::<$family>(skb, hook, ifindex(skb))
             }
         }
     };
@@ -294,6 +295,7 @@ fn short<F: Route>(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
             apply::forward::<F>(skb, hook, &packet, &rewrite, exit, 0).0
         }
         Short::Verdict(_, Verdict::Encapsulate(_)) => Done::PARCEL,
+        Short::Verdict(_, Verdict::TooBig(_)) => Done::TOO_BIG.0,
         Short::News => Done::NEWS,
         _ => Done::UNKNOWN,
     }
@@ -429,10 +431,10 @@ fn open_piece<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: Choice) -> u64 
     }
 }
 
-/// Makes the headers linear, up to those an ICMP error quotes. Failure shows as a truncated packet.
+/// Makes the headers linear, up to those an ICMP error quotes and to ports behind IPv4 options. Failure shows as a truncated packet.
 #[inline(always)]
 fn pull<F: Family>(skb: *mut __sk_buff) {
-    let need = (14 + 2 * (F::HEADER_LEN + 8)) as u32;
+    let need = (14 + (2 * (F::HEADER_LEN + 8)).max(60 + 8)) as u32;
     // SAFETY: the context is valid for the whole run.
     unsafe {
         let linear = (*skb).data_end - (*skb).data;

@@ -39,6 +39,7 @@ fn the_corpus_reaches_every_outcome_that_a_packet_alone_can_have() {
         counter::DROP_FLOW_TABLE,
         counter::DROP_SOURCE_RANGE,
         counter::FRAGMENTS_RELEASED,
+        counter::REJECTED_DEPARTED,
     ];
     let missing: Vec<&str> = counter::ALL
         .iter()

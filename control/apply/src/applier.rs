@@ -6,7 +6,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use portolan_abi::{Config, Ring, Service};
 use portolan_core::{V4, V6};
-use portolan_model::{Family, Protocol, ServiceKey};
+use portolan_model::{Family, ServiceKey};
 use portolan_node::grace::{self, Resting};
 use portolan_node::{MapError, Tables};
 use portolan_plan::{NodePlan, ServicePlan, ServicePort};
@@ -14,6 +14,7 @@ use portolan_plan::{NodePlan, ServicePlan, ServicePort};
 use crate::family::{FamilyState, Size};
 use crate::index::IndexPool;
 use crate::rings::Rings;
+use crate::stale::Stale;
 
 /// The tables could not be brought to the desired state.
 #[derive(Debug, thiserror::Error)]
@@ -113,8 +114,8 @@ pub struct Applier {
     /// Services found in the kernel at start that no desired service has claimed yet.
     pub(crate) orphans: HashSet<u32, RandomState>,
     pub(crate) resting: Resting<Retired>,
-    /// UDP services whose flows may point to a backend they no longer have.
-    pub(crate) stale: HashSet<u32, RandomState>,
+    /// Services whose flows may point to a backend they no longer have.
+    pub(crate) stale: Stale,
     /// Services whose clients may remember a backend they no longer have.
     pub(crate) outdated: HashSet<u32, RandomState>,
 }
@@ -133,7 +134,7 @@ impl Applier {
             installed: Map::default(),
             orphans: HashSet::default(),
             resting: Resting::default(),
-            stale: HashSet::default(),
+            stale: Stale::default(),
             outdated: HashSet::default(),
             tables,
         };
@@ -259,7 +260,6 @@ impl Applier {
         self.flush()?;
         for index in std::mem::take(&mut self.orphans) {
             self.resting.add(Retired::Service(index));
-            self.stale.insert(index);
         }
         // Flows and memories of before this agent started may be of any service and any backend.
         self.suspect_flows();
@@ -274,15 +274,6 @@ impl Applier {
             self.resting.add(Retired::BackendV6(index));
         }
         self.settle()
-    }
-
-    /// Has the next [`collect`](crate::collect) look at all UDP flows, also at those of services that are no more: one
-    /// that a change should have removed, and did not, would go on for ever.
-    pub fn suspect_flows(&mut self) {
-        let ports = self.installed.values().flat_map(Installed::ports);
-        let tcp = ports.filter(|(port, _)| port.name.protocol == Protocol::Tcp).map(|(_, slot)| slot.index);
-        let tcp: HashSet<u32, RandomState> = tcp.collect();
-        self.stale.extend((0..self.tables.services.len()).filter(|index| !tcp.contains(index)));
     }
 
     /// How full the tables are.

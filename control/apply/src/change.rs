@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use portolan_abi::{Ring, Service};
 use portolan_core::{V4, V6};
-use portolan_model::{Family, Protocol, ServiceKey};
+use portolan_model::{Family, ServiceKey};
 use portolan_node::maps::Set;
 use portolan_plan::{BackendAddr, ServicePlan, ServicePort, maglev};
 
@@ -38,7 +38,8 @@ impl Applier {
             }
         }
         for (port, slot) in old.iter().flat_map(Installed::ports) {
-            self.retire(port, slot, &slots);
+            let now = slots.iter().position(|new| new.index == slot.index);
+            self.retire(port, slot, now.zip(plan).map(|(at, plan)| (plan, at, slots[at])));
         }
         if let Some(plan) = plan {
             self.installed.insert(service.clone(), Installed { plan: Arc::clone(plan), slots });
@@ -223,18 +224,19 @@ impl Applier {
         }
     }
 
-    /// Ends an old port's uses of its rings and backends, and of its index unless a new port kept it.
-    fn retire(&mut self, port: &ServicePort, slot: Slot, kept: &[Slot]) {
+    /// Ends an old port's uses of its rings and backends, and of its index unless a port of the new plan has it.
+    fn retire(&mut self, port: &ServicePort, slot: Slot, now: Option<(&Arc<ServicePlan>, usize, Slot)>) {
         self.let_go(port.name.family, &port.cluster, slot.cluster);
         self.let_go(port.name.family, &port.local, slot.local);
-        let new = kept.iter().find(|new| new.index == slot.index);
-        if new.is_none() {
+        if now.is_none() {
             self.resting.add(Retired::Service(slot.index));
             self.outdated.extend(port.affinity.map(|_| slot.index));
         }
-        let same_backends = new.is_some_and(|new| new.cluster == slot.cluster && new.local == slot.local);
-        if port.name.protocol == Protocol::Udp && !same_backends {
-            self.stale.insert(slot.index);
+        let same_backends = now.is_some_and(|(plan, at, new)| {
+            new.cluster == slot.cluster && new.local == slot.local && plan.ports[at].kept == port.kept
+        });
+        if !same_backends {
+            self.stale.suspect(slot.index, port, now.map(|(plan, at, _)| (plan, at)));
         }
     }
 }

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 
 use foldhash::fast::RandomState;
 use portolan_abi::{Flow, FlowKey, exit};
-use portolan_core::conntrack::is_expired;
-use portolan_core::wire::proto;
+use portolan_core::conntrack::{depart, is_closed, is_expired};
 use portolan_node::maps::NodeFamily;
 use portolan_node::{FamilyTables, MapError, Tables};
 
 use crate::applier::{Applier, ApplyError};
+use crate::stale::{Fate, Stale};
 
 /// The flow tables' clock: ticks of 2^30 ns of the kernel's coarse monotonic clock.
 #[must_use]
@@ -26,10 +26,9 @@ pub struct Collected {
     pub expired: usize,
     /// Entries of pods that are gone, and UDP entries whose backend left their service, removed.
     pub stale: usize,
+    /// TCP entries whose backend left their service, which now tell both ends.
+    pub reset: usize,
 }
-
-/// UDP services whose flows may point to a backend they no longer have.
-pub type Stale = HashSet<u32, RandomState>;
 
 impl Applier {
     /// [`collect`] with what this applier knows.
@@ -43,26 +42,11 @@ impl Applier {
             error.into()
         })
     }
-
-    /// Whether a change left something for [`collect`] to look at, which should be soon.
-    #[must_use]
-    pub fn has_stale(&self) -> bool {
-        !self.stale.is_empty()
-    }
-
-    /// What a change left for [`collect`] to look at.
-    pub fn take_stale(&mut self) -> Stale {
-        std::mem::take(&mut self.stale)
-    }
-
-    /// What could not be looked at.
-    pub fn give_stale(&mut self, stale: Stale) {
-        self.stale.extend(stale);
-    }
 }
 
 /// Removes flows that are over, those of pods that are gone (another may get the address), and UDP flows whose service
-/// lost their backend: a UDP client has no way to learn that nobody listens, so it must not stay with who left.
+/// lost their backend: a UDP client has no way to learn that nobody listens, so it must not stay with who left. TCP
+/// connections to a backend that left are reset, where their service says so.
 ///
 /// Services may be changed meanwhile. A set that is replaced twice while it is read may cost a flow its entry; its next
 /// packet then opens it anew.
@@ -72,7 +56,12 @@ impl Applier {
 pub fn collect(tables: &Tables, stale: &Stale, now: u32) -> Result<Collected, MapError> {
     let v4 = collect_family(&tables.v4, tables, stale, now)?;
     let v6 = collect_family(&tables.v6, tables, stale, now)?;
-    Ok(Collected { seen: v4.seen + v6.seen, expired: v4.expired + v6.expired, stale: v4.stale + v6.stale })
+    Ok(Collected {
+        seen: v4.seen + v6.seen,
+        expired: v4.expired + v6.expired,
+        stale: v4.stale + v6.stale,
+        reset: v4.reset + v6.reset,
+    })
 }
 
 fn collect_family<F: NodeFamily>(
@@ -81,7 +70,7 @@ fn collect_family<F: NodeFamily>(
     stale: &Stale,
     now: u32,
 ) -> Result<Collected, MapError> {
-    let (mut found, mut maybe_orphans) = (Collected::default(), Vec::new());
+    let (mut found, mut departed, mut maybe_orphans) = (Collected::default(), Vec::new(), Vec::new());
     let pods = pods(family)?;
     let removed = family.flows.sweep(|key, flow| {
         found.seen += 1;
@@ -89,17 +78,22 @@ fn collect_family<F: NodeFamily>(
             found.expired += 1;
             return false;
         }
-        if stale.contains(&flow.service) && lost_backend(key, flow, tables) {
-            return false;
-        }
-        if flow.exit == exit::POD && !pods.contains(&flow.ifindex) {
-            maybe_orphans.push((*key, *flow));
+        match stale.fate(key, flow, family, tables) {
+            Some(Fate::Stale) => return false,
+            Some(Fate::Reset) => departed.push((*key, *flow)),
+            None if flow.exit == exit::POD && !pods.contains(&flow.ifindex) => {
+                maybe_orphans.push((*key, *flow))
+            }
+            None => {}
         }
         true
     })?;
     // Some of those that were expired were refreshed before they were removed.
     found.expired = found.expired.min(removed);
     found.stale = removed - found.expired;
+    for (key, flow) in departed {
+        found.reset += usize::from(reset_same(family, &key, &flow, now)?);
+    }
     // A pod that came while the flows were listed is in a second list of pods.
     if !maybe_orphans.is_empty() {
         let pods = self::pods(family)?;
@@ -115,13 +109,20 @@ fn pods<F: NodeFamily>(family: &FamilyTables<F>) -> Result<HashSet<u32, RandomSt
     Ok(family.endpoints.dump()?.iter().map(|(_, pod)| pod.ifindex).collect())
 }
 
-/// Whether a UDP flow's service has no such backend any more.
-fn lost_backend<A>(key: &FlowKey<A>, flow: &Flow<A>, tables: &Tables) -> bool {
-    if key.proto != u32::from(proto::UDP) || flow.service >= tables.services.len() {
-        return false;
+/// Makes an entry tell its sender that the backend left, unless it is of another flow by now. That a packet has refreshed
+/// it changes nothing: a connection that is in use would never be found in between.
+fn reset_same<F: NodeFamily>(
+    family: &FamilyTables<F>,
+    key: &FlowKey<F::Addr>,
+    flow: &Flow<F::Addr>,
+    now: u32,
+) -> Result<bool, MapError> {
+    let same = |current: &Flow<F::Addr>| {
+        let Flow { seen, beat, state, .. } = *flow;
+        Flow { seen, beat, state, ..*current } == *flow && !is_closed(current.state)
+    };
+    match family.flows.get(key)? {
+        Some(current) if same(&current) => family.flows.insert(key, &depart(&current, now)).map(|()| true),
+        _ => Ok(false),
     }
-    let service = tables.services.read(flow.service);
-    ![service.cluster, service.local]
-        .iter()
-        .any(|ring| tables.slab.slice(ring.offset(), ring.len()).contains(&flow.backend))
 }

@@ -15,8 +15,10 @@ mod index;
 mod ports;
 mod rings;
 mod sources;
+mod stale;
 
 pub use applier::{Applier, ApplyError, Outcome, PortState, Refused, Usage};
 pub use audit::{Difference, audit, audit_pods};
-pub use flows::{Collected, Stale, collect, ticks};
+pub use flows::{Collected, collect, ticks};
 pub use ports::PortUser;
+pub use stale::{Connections, Stale};

@@ -1,14 +1,16 @@
 //! What clients of services with session affinity remember, in real tables. Needs root.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use portolan_abi::{Affinity, AffinityKey, Words};
 use portolan_apply::{Applier, ticks};
-use portolan_model::{Family, Protocol, ServiceKey};
+use portolan_model::{Protocol, ServiceKey};
 use portolan_node::{Object, Sizes};
-use portolan_plan::{BackendAddr, FrontendAddr, PortName, Scope, ServicePlan, ServicePort, Why};
+use portolan_plan::{BackendAddr, FrontendAddr, Scope, ServicePlan, ServicePort};
 
 const CLIENT: Words<1> = Words::<1>::from_octets([10, 244, 0, 200]);
 
@@ -27,12 +29,6 @@ fn plan(number: u8, affinity: Option<u32>, backends: &[u8]) -> Arc<ServicePlan> 
     let cluster: Vec<BackendAddr> = backends.iter().map(backend).collect();
     Arc::new(ServicePlan {
         ports: vec![ServicePort {
-            name: PortName {
-                service: key(number),
-                port: "http".into(),
-                protocol: Protocol::Tcp,
-                family: Family::V4,
-            },
             frontends: vec![FrontendAddr {
                 addr: Some(IpAddr::from([10, 96, 0, number])),
                 port: 80,
@@ -40,14 +36,9 @@ fn plan(number: u8, affinity: Option<u32>, backends: &[u8]) -> Arc<ServicePlan> 
             }],
             local: cluster.iter().copied().filter(|backend| backend.local).collect(),
             cluster,
-            why: Why::Ready,
-            local_why: Why::Ready,
             internal_local: true,
-            external_local: false,
-            consistent: false,
-            direct: false,
-            sources: None,
             affinity,
+            ..support::port(key(number), "http", Protocol::Tcp)
         }],
     })
 }

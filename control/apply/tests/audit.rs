@@ -1,5 +1,7 @@
 //! An audit names whatever somebody else did to the tables, and nothing else. Needs root.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,9 +10,9 @@ use portolan_abi::{
     Backend, Config, Endpoint, Frontend, FrontendKey, SourceKey, Words, endpoint_flag, frontend_flag,
 };
 use portolan_apply::{Applier, Difference, audit, audit_pods};
-use portolan_model::{Family, Protocol, ServiceKey};
+use portolan_model::{Protocol, ServiceKey};
 use portolan_node::{Object, Sizes, Tables};
-use portolan_plan::{BackendAddr, FrontendAddr, NodePlan, PortName, Scope, ServicePlan, ServicePort, Why};
+use portolan_plan::{BackendAddr, FrontendAddr, NodePlan, Scope, ServicePlan, ServicePort};
 
 /// Does something to the tables that the agent would not.
 type Spoil<'a> = &'a dyn Fn(&mut Tables);
@@ -41,27 +43,19 @@ fn services() -> Services {
         let address =
             |addr: Option<[u8; 4]>, port, scope| FrontendAddr { addr: addr.map(IpAddr::from), port, scope };
         let port = ServicePort {
-            name: PortName {
-                service: key.clone(),
-                port: "http".into(),
-                protocol: Protocol::Tcp,
-                family: Family::V4,
-            },
             frontends: vec![
                 address(Some([10, 96, 0, number]), 80, Scope::ClusterIp),
                 address(Some([198, 51, 100, number]), 80, Scope::LoadBalancer),
                 address(None, 30_000 + u16::from(number), Scope::NodePort),
             ],
             cluster: vec![local, other, host],
-            why: Why::Ready,
             local: vec![local, host],
-            local_why: Why::Ready,
             internal_local: number.is_multiple_of(2),
             external_local: true,
             consistent: number == 1,
-            direct: false,
             sources: (number % 2 == 1).then(|| vec!["203.0.113.0/24".parse().unwrap()]),
             affinity: Some(60),
+            ..support::port(key.clone(), "http", Protocol::Tcp)
         };
         (key, Arc::new(ServicePlan { ports: vec![port] }))
     };

@@ -1,14 +1,16 @@
 //! Whom the mark of a load balancer address admits to ICMP echo, in real tables. Needs root.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use portolan_abi::{Frontend, FrontendKey, Words, frontend_flag};
 use portolan_apply::{Applier, audit};
-use portolan_model::{Family, Protocol, ServiceKey};
+use portolan_model::{Protocol, ServiceKey};
 use portolan_node::{Object, Sizes};
-use portolan_plan::{BackendAddr, FrontendAddr, NodePlan, PortName, Scope, ServicePlan, ServicePort, Why};
+use portolan_plan::{BackendAddr, FrontendAddr, NodePlan, Scope, ServicePlan, ServicePort};
 
 const SHARED: [u8; 4] = [198, 51, 100, 9];
 
@@ -19,26 +21,16 @@ fn key(port: u16) -> ServiceKey {
 /// A service at a port of the shared address.
 fn plan(port: u16, restricted: bool, backends: bool) -> Arc<ServicePlan> {
     let backend = BackendAddr { addr: IpAddr::from([10, 244, 2, 1]), port: 8080, local: false };
-    let name =
-        PortName { service: key(port), port: "http".into(), protocol: Protocol::Tcp, family: Family::V4 };
     Arc::new(ServicePlan {
         ports: vec![ServicePort {
-            name,
             frontends: vec![FrontendAddr {
                 addr: Some(IpAddr::from(SHARED)),
                 port,
                 scope: Scope::LoadBalancer,
             }],
             cluster: if backends { vec![backend] } else { Vec::new() },
-            why: Why::Ready,
-            local: Vec::new(),
-            local_why: Why::Ready,
-            internal_local: false,
-            external_local: false,
-            consistent: false,
-            direct: false,
             sources: restricted.then(|| vec!["203.0.113.0/24".parse().unwrap()]),
-            affinity: None,
+            ..support::port(key(port), "http", Protocol::Tcp)
         }],
     })
 }

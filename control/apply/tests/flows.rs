@@ -1,14 +1,16 @@
 //! Flows against the desired state, without any change of it. Needs root.
 
+mod support;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use portolan_abi::{Flow, FlowKey, Words, exit};
+use portolan_abi::{Flow, FlowKey, Words, exit, state};
 use portolan_apply::{Applier, collect, ticks};
-use portolan_core::wire::proto;
-use portolan_model::{Family, Protocol, ServiceKey};
+use portolan_core::wire::{join_ports, proto, swap_ports};
+use portolan_model::{Protocol, ServiceKey};
 use portolan_node::{Object, Sizes};
-use portolan_plan::{BackendAddr, FrontendAddr, PortName, Scope, ServicePlan, ServicePort, Why};
+use portolan_plan::{BackendAddr, FrontendAddr, Scope, ServicePlan, ServicePort};
 
 fn key(protocol: Protocol) -> ServiceKey {
     ServiceKey::new("shop", &protocol.to_string().to_lowercase())
@@ -18,21 +20,11 @@ fn key(protocol: Protocol) -> ServiceKey {
 fn plan(protocol: Protocol) -> Arc<ServicePlan> {
     let frontend =
         FrontendAddr { addr: Some(IpAddr::from([10, 96, 0, 1])), port: 53, scope: Scope::ClusterIp };
-    let name = PortName { service: key(protocol), port: "dns".into(), protocol, family: Family::V4 };
     Arc::new(ServicePlan {
         ports: vec![ServicePort {
-            name,
             frontends: vec![frontend],
             cluster: vec![BackendAddr { addr: IpAddr::from([10, 244, 1, 1]), port: 53, local: false }],
-            why: Why::Ready,
-            local: Vec::new(),
-            local_why: Why::Ready,
-            internal_local: false,
-            external_local: false,
-            consistent: false,
-            direct: false,
-            sources: None,
-            affinity: None,
+            ..support::port(key(protocol), "dns", protocol)
         }],
     })
 }
@@ -102,4 +94,89 @@ fn a_udp_flow_to_a_foreign_backend_goes_within_a_period_though_nothing_changed()
     let stale = applier.take_stale();
     collect(applier.tables(), &stale, ticks()).unwrap();
     assert_eq!(left(), [1, 4], "the flow of a served backend and that of TCP stay");
+}
+
+/// Services of TCP whose backends have these last octets; connections to others are reset, but for those to `kept`.
+fn resetting(backends: &[u8], kept: &[u8]) -> Arc<ServicePlan> {
+    let backend = |last: &u8| BackendAddr { addr: IpAddr::from([10, 244, 1, *last]), port: 53, local: false };
+    let mut plan = ServicePlan::clone(&plan(Protocol::Tcp));
+    plan.ports[0].cluster = backends.iter().map(backend).collect();
+    plan.ports[0].kept = Some(kept.iter().map(backend).collect());
+    Arc::new(plan)
+}
+
+/// Both entries of a connection with the backend of that last octet.
+fn connection(service: u32, backend: u32, last: u8) -> [(FlowKey<Words<1>>, Flow<Words<1>>); 2] {
+    let at = Words::<1>::from_octets([10, 244, 1, last]);
+    let ports = join_ports(40_000u16.to_be(), 53u16.to_be());
+    let (mut key, mut there) = flow(last, proto::TCP, service, backend);
+    (key.ports, there.ports, there.dst) = (ports, ports, at);
+    let back_key = FlowKey { src: at, dst: key.src, ports: swap_ports(ports), proto: key.proto };
+    let back = Flow { src: key.dst, dst: key.src, ports: swap_ports(ports), state: state::REPLY, ..there };
+    [(key, there), (back_key, back)]
+}
+
+#[test]
+fn connections_to_a_backend_that_left_are_reset_where_the_service_says_so_and_kept_while_its_slices_name_it()
+{
+    let object = Object::load(None, Sizes::small()).expect("loading the programs needs root");
+    let mut applier = Applier::open(object.tables().unwrap()).unwrap();
+    let service = key(Protocol::Tcp);
+    applier.apply(&[(service.clone(), Some(resetting(&[1, 2, 3], &[])))]).unwrap();
+    applier.sweep().unwrap();
+    applier.collect(ticks()).unwrap();
+    let port = applier.services().next().map(|(.., ports)| ports[0].clone()).unwrap();
+    let family = object.tables().unwrap().v4;
+    for last in [1u8, 2, 3] {
+        for (key, flow) in connection(port.index, port.backends[usize::from(last) - 1].0, last) {
+            family.flows.insert(&key, &flow).unwrap();
+        }
+    }
+    // Both directions of each connection that was reset.
+    let reset = || {
+        let all = family.flows.dump().unwrap();
+        assert_eq!(all.len(), 6, "nothing is removed: what is removed leaks untranslated");
+        let mut reset: Vec<u8> = all
+            .iter()
+            .filter(|(_, flow)| flow.state & state::DEPARTED != 0)
+            .map(|(key, flow)| if flow.state & state::REPLY == 0 { flow.dst } else { key.src }.octets()[3])
+            .collect();
+        reset.sort_unstable();
+        reset
+    };
+    let change = |applier: &mut Applier, plan| {
+        applier.apply(&[(service.clone(), Some(plan))]).unwrap();
+        applier.settle().unwrap();
+        applier.collect(ticks()).unwrap()
+    };
+    assert_eq!(change(&mut applier, resetting(&[1, 2], &[3])).reset, 0, "it terminates, or is not ready");
+    assert_eq!(reset(), [0u8; 0]);
+    assert_eq!(change(&mut applier, resetting(&[1, 2], &[])).reset, 2, "its slice went, and no ring changed");
+    assert_eq!(reset(), [3, 3]);
+    assert_eq!(change(&mut applier, resetting(&[2], &[])).reset, 2);
+    assert_eq!(reset(), [1, 1, 3, 3]);
+    applier.suspect_flows();
+    assert_eq!(applier.collect(ticks()).unwrap().reset, 0, "once is enough");
+
+    applier.apply(&[(service.clone(), None)]).unwrap();
+    applier.settle().unwrap();
+    assert_eq!(applier.collect(ticks()).unwrap().reset, 2, "a service that is gone has no backend");
+    assert_eq!(reset(), [1, 1, 2, 2, 3, 3]);
+}
+
+#[test]
+fn a_connection_that_is_in_use_is_reset_within_a_period_though_nothing_changed() {
+    let object = Object::load(None, Sizes::small()).expect("loading the programs needs root");
+    let mut applier = Applier::open(object.tables().unwrap()).unwrap();
+    applier.apply(&[(key(Protocol::Tcp), Some(resetting(&[1], &[])))]).unwrap();
+    applier.sweep().unwrap();
+    applier.collect(ticks()).unwrap();
+    let port = applier.services().next().map(|(.., ports)| ports[0].clone()).unwrap();
+    let family = object.tables().unwrap().v4;
+    for (key, flow) in connection(port.index, port.backends[0].0, 9) {
+        family.flows.insert(&key, &flow).unwrap();
+    }
+    assert_eq!(applier.collect(ticks()).unwrap().reset, 0, "no change points to it");
+    applier.suspect_flows();
+    assert_eq!(applier.collect(ticks()).unwrap().reset, 2);
 }

@@ -1,5 +1,7 @@
 //! What the applier leaves in real tables. Every test has tables of its own; needs root.
 
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,10 +9,10 @@ use std::sync::Arc;
 use portolan_abi::{backend_flag, frontend_flag};
 use portolan_apply::Applier;
 use portolan_core::V4;
-use portolan_model::{Family, Protocol, ServiceKey};
+use portolan_model::{Protocol, ServiceKey};
 use portolan_node::maps::NodeFamily;
 use portolan_node::{Object, Sizes, Tables};
-use portolan_plan::{BackendAddr, FrontendAddr, PortName, Scope, ServicePlan, ServicePort, Why};
+use portolan_plan::{BackendAddr, FrontendAddr, Scope, ServicePlan, ServicePort};
 use proptest::prelude::*;
 
 fn object() -> Object {
@@ -33,24 +35,13 @@ fn plan(number: u8, backends: &[u8]) -> Arc<ServicePlan> {
 fn plan_at(number: u8, address: u8, backends: &[u8]) -> Arc<ServicePlan> {
     let backend =
         |last: &u8| BackendAddr { addr: IpAddr::from([10, 244, 0, *last]), port: 8080, local: false };
-    let name =
-        PortName { service: key(number), port: "http".into(), protocol: Protocol::Tcp, family: Family::V4 };
     let frontend =
         FrontendAddr { addr: Some(IpAddr::from([10, 96, 0, address])), port: 80, scope: Scope::ClusterIp };
     Arc::new(ServicePlan {
         ports: vec![ServicePort {
-            name,
             frontends: vec![frontend],
             cluster: backends.iter().map(backend).collect(),
-            why: Why::Ready,
-            local: Vec::new(),
-            local_why: Why::Ready,
-            internal_local: false,
-            external_local: false,
-            consistent: false,
-            direct: false,
-            sources: None,
-            affinity: None,
+            ..support::port(key(number), "http", Protocol::Tcp)
         }],
     })
 }

@@ -103,6 +103,10 @@ pub struct ServicePort {
     pub sources: Option<Vec<IpNetwork>>,
     /// The Cluster set is laid out as a table of [`maglev`](crate::maglev): few flows move when a backend leaves.
     pub consistent: bool,
+    /// What becomes of TCP connections to a backend that left. `None`: they are kept. Else they are reset, but for those
+    /// to these: endpoints of neither set that the slices still name, because they are not ready, on their way out, or
+    /// meant for other places. Sorted and unique.
+    pub kept: Option<Vec<BackendAddr>>,
     /// Session affinity by client address: its timeout, 1 to 86,400 seconds.
     pub affinity: Option<u32>,
 }

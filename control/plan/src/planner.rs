@@ -29,6 +29,8 @@ pub struct Options {
     pub consistent: bool,
     /// How outside clients reach backends on other nodes.
     pub external_mode: ExternalMode,
+    /// Reset TCP connections to backends that left their service though they may still answer; else they are kept.
+    pub reset_departed: bool,
 }
 
 /// Which of a node's InternalIPs answer NodePorts (KEP-3866).

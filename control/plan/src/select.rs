@@ -22,6 +22,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) family: Family,
     /// Whether any policy asks for the Local set.
     pub(crate) local: bool,
+    /// Whether the endpoints of neither set are asked for.
+    pub(crate) rest: bool,
 }
 
 /// Both sets, sorted and unique, and why they are as they are.
@@ -31,6 +33,8 @@ pub(crate) struct Selection {
     pub(crate) why: Why,
     pub(crate) local: Vec<BackendAddr>,
     pub(crate) local_why: Why,
+    /// Endpoints of neither set, if asked for.
+    pub(crate) rest: Option<Vec<BackendAddr>>,
 }
 
 /// Selects among a service's slices. Each slice has its own number behind the port's name.
@@ -46,7 +50,11 @@ pub(crate) fn select(slices: &[EndpointSlice], wanted: Wanted<'_>, place: &Place
         let ending = || collect(&candidates, |c| c.backend.local && c.is_last_resort());
         (local, local_why) = or_last_resort(ready, Why::Ready, ending);
     }
-    Selection { cluster, why, local, local_why }
+    let rest = wanted.rest.then(|| {
+        let has = |set: &[BackendAddr], backend: &BackendAddr| set.binary_search(backend).is_ok();
+        collect(&candidates, |c| !has(&cluster, &c.backend) && !has(&local, &c.backend))
+    });
+    Selection { cluster, why, local, local_why, rest }
 }
 
 /// Who is ready; if nobody is, who is ending and still answers.

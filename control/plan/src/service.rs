@@ -117,6 +117,7 @@ fn plan_port(
         protocol: port.protocol,
         family,
         local: external_local || service.internal_local || direct,
+        rest: context.options.reset_departed && port.protocol == Protocol::Tcp,
     };
     let selection = select(&entry.slices, wanted, context.place);
     ServicePort {
@@ -131,6 +132,7 @@ fn plan_port(
         consistent: external && context.options.consistent,
         direct,
         sources: sources(service, family),
+        kept: selection.rest,
         affinity: service.affinity,
     }
 }

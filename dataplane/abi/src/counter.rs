@@ -71,7 +71,8 @@ outcomes! {
     /// A fragment to a service address whose packet no service takes, or whose first fragment did not come.
     /// Send less at once, or look for what loses fragments on the way.
     DROP_FRAGMENT = 13, "fragment";
-    /// IP options or extension headers to a service address. Send without them, or to a backend itself.
+    /// IP options or extension headers to a service or in its answer: they are not translated. Send without them, or to a
+    /// backend itself.
     DROP_OPTIONS = 14, "options";
     /// A protocol that services do not have: they are TCP and UDP. Use one of these, or ask a backend itself.
     DROP_PROTOCOL = 15, "protocol";
@@ -121,6 +122,9 @@ outcomes! {
     FRAGMENT_WAITS = 35, "fragment-waits";
     /// A first fragment that others were waiting for: all of them are decided on anew, in order.
     FRAGMENTS_RELEASED = 36, "fragments-released";
+    /// A connection whose backend left its service: who sent on it was told at once, and may connect again. Set
+    /// `--departed-backends keep`, if such connections shall go on.
+    REJECTED_DEPARTED = 37, "rejected-departed";
 }
 
 /// The first outcome that is a drop; a rejection counts as one for the client.

@@ -139,6 +139,8 @@ pub mod state {
     pub const RESET: u8 = 1 << 4;
     /// The source address or port is replaced as well.
     pub const MASQUERADE: u8 = 1 << 5;
+    /// The backend left its service, which resets such connections: either end is told so when it sends next.
+    pub const DEPARTED: u8 = 1 << 6;
 }
 
 const _: () = assert!(size_of::<FlowKey<Words<1>>>() == 16);

@@ -28,6 +28,26 @@ pub const fn is_closed(bits: u8) -> bool {
     bits & state::RESET != 0 || bits & both == both
 }
 
+/// Whether the flow's backend left its service, which resets such connections.
+#[inline(always)]
+#[must_use]
+pub const fn has_departed(bits: u8) -> bool {
+    bits & state::DEPARTED != 0
+}
+
+/// The entry of a connection whose backend left its service, from `now` on. Its time is before `now`: no packet
+/// takes the short way past its state.
+#[inline(always)]
+#[must_use]
+pub fn depart<A: Copy>(flow: &Flow<A>, now: u32) -> Flow<A> {
+    Flow {
+        state: flow.state | state::DEPARTED | state::RESET,
+        seen: now.wrapping_sub(1),
+        beat: flow.beat.wrapping_sub(1),
+        ..*flow
+    }
+}
+
 /// Whether one side has ended the connection. Nobody opens a connection that is still in use, so a SYN with its
 /// addresses is of another one.
 #[inline(always)]
@@ -44,7 +64,10 @@ pub const fn lifetime(protocol: u32, bits: u8) -> u32 {
     if protocol != proto::TCP as u32 {
         return if answered { timeout::UDP } else { timeout::UDP_OPENING };
     }
-    if is_closed(bits) {
+    if has_departed(bits) {
+        // Nobody knows when an end that waits for the other will speak.
+        timeout::TCP
+    } else if is_closed(bits) {
         timeout::TCP_CLOSED
     } else if answered {
         timeout::TCP

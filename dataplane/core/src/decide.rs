@@ -111,6 +111,9 @@ pub fn look_up<F: Family, T: Tables<F>, P: Frame>(
     if wants_new_backend(&packet, &flow, tables) || tunnel::would_return(hook, &flow) {
         return Known::Unknown;
     }
+    if conntrack::has_departed(flow.state) {
+        return Known::Verdict(packet, say_departed(hook, ifindex, (&packet, frame), tables));
+    }
     let mut next = next_state(flow.state, packet.segment.flags);
     if tells_answer(packet.segment.flags, &flow) {
         next |= state::ESTABLISHED;
@@ -228,7 +231,7 @@ pub fn decide_other<F: Family, T: Tables<F>, P: Frame>(
     }
     let ours = match packet.kind {
         Kind::Echo => icmp::echo(hook, ifindex, (&packet, frame), tables),
-        Kind::Options => refuse_opaque(hook, &packet, Reason::Options, tables),
+        Kind::Options => refuse_options(hook, &packet, frame, tables),
         // An error about a flow has its verdict already; a service address itself has no use for one.
         Kind::Protocol | Kind::IcmpError => refuse_opaque(hook, &packet, Reason::Protocol, tables),
         _ => None,
@@ -317,6 +320,23 @@ fn refuse<F: Family, T: Tables<F>, P: Frame>(
     reject(hook, ifindex, (packet, frame), &config, Reason::UnknownPort)
 }
 
+/// Tells either end of a connection that its backend left. What the host sends to a pod is on its way out of the node's
+/// stack, where there is no way back to its sender: that one hears of it by its own timer.
+#[inline(always)]
+fn say_departed<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    (packet, frame): (&Packet<F>, &P),
+    tables: &T,
+) -> Verdict<F> {
+    match tables.config() {
+        Some(config) if hook != Hook::PodEgress => {
+            reject(hook, ifindex, (packet, frame), &config, Reason::Departed)
+        }
+        _ => Verdict::Drop(Reason::Departed),
+    }
+}
+
 /// Packets without ports: no service takes them.
 #[inline(always)]
 pub(crate) fn refuse_opaque<F: Family, T: Tables<F>>(
@@ -327,6 +347,24 @@ pub(crate) fn refuse_opaque<F: Family, T: Tables<F>>(
 ) -> Option<Verdict<F>> {
     let vip = mark::<F, T>(&packet.key.dst, tables) & frontend_flag::VIP != 0;
     (vip && hook != Hook::PodEgress).then_some(Verdict::Drop(reason))
+}
+
+/// Packets with IP options or extension headers: nobody translates them, and what would need that must not leave as it is.
+#[inline(always)]
+fn refuse_options<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    packet: &Packet<F>,
+    frame: &P,
+    tables: &T,
+) -> Option<Verdict<F>> {
+    let refused = refuse_opaque(hook, packet, Reason::Options, tables);
+    if refused.is_some() {
+        return refused;
+    }
+    let key = wire::buried_key(frame, packet)?;
+    let ours =
+        tables.flow(&key).is_some() || matches!(resolve::<F, T>(hook, &key, tables), Asked::Frontend(_));
+    ours.then_some(Verdict::Drop(Reason::Options))
 }
 
 /// The pod of this node that a packet which arrives is for. No service has the address of a pod.

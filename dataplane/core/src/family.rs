@@ -4,7 +4,7 @@ use core::fmt::Debug;
 
 use portolan_abi::{Config, Words};
 
-use crate::wire::{ETHERNET, Fields, Fragmented, Frame, v4, v6};
+use crate::wire::{self, Buried, ETHERNET, Fields, Fragmented, Frame, v4, v6};
 use crate::{checksum, flows};
 
 /// An address family as a type.
@@ -36,6 +36,8 @@ pub trait Family: Copy + Eq + Debug + 'static {
     fn fields(header: &Self::Header) -> Fields<Self::Addr>;
     /// What a [`Kind::Fragment`](crate::wire::Kind::Fragment) says of its packet.
     fn fragmented<P: Frame>(frame: &P, header: &Self::Header) -> Option<Fragmented>;
+    /// Where the transport header of a [`Kind::Options`](crate::wire::Kind::Options) is, if that can be told.
+    fn buried<P: Frame>(frame: &P, header: &Self::Header) -> Option<Buried>;
     /// The header with other addresses and time to live; IPv4's header checksum is updated.
     fn rewrite(header: Self::Header, src: Self::Addr, dst: Self::Addr, ttl: u8) -> Self::Header;
     /// A new header for a packet that we send: `len` bytes of protocol `proto` follow it.
@@ -119,6 +121,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn buried<P: Frame>(_: &P, header: &[u32; 5]) -> Option<Buried> {
+        wire::behind_options(header)
+    }
+
+    #[inline(always)]
     fn rewrite(header: [u32; 5], src: Words<1>, dst: Words<1>, ttl: u8) -> [u32; 5] {
         v4::rewrite(header, src, dst, ttl)
     }
@@ -189,6 +196,11 @@ impl Family for V6 {
     #[inline(always)]
     fn fragmented<P: Frame>(frame: &P, _: &[u32; 10]) -> Option<Fragmented> {
         Some(v6::fragmented(frame.words(ETHERNET + Self::HEADER_LEN)?))
+    }
+
+    #[inline(always)]
+    fn buried<P: Frame>(frame: &P, header: &[u32; 10]) -> Option<Buried> {
+        wire::behind_extensions(frame, header)
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use portolan_abi::{FLOW_WAYS, FlowHash};
 
 use crate::maps::{MapError, Mapped, Tables, name};
-use crate::sockets::HeldSockets;
+use crate::sockets::{HeldSockets, Transport};
 use crate::sys;
 
 /// The object, built with this crate.
@@ -139,8 +139,13 @@ pub const PROGRAMS: [&str; 6] =
 pub const SOCKET_PROGRAMS: [&str; 8] =
     ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 
-/// Lists connected UDP sockets.
-const HELD_SOCKETS: &str = "held_sockets";
+/// The program that lists connected sockets, and the kernel's iterator that runs it.
+const fn lister(transport: Transport) -> (&'static str, &'static str) {
+    match transport {
+        Transport::Udp => ("held_sockets", "udp"),
+        Transport::Tcp => ("held_connections", "tcp"),
+    }
+}
 
 /// Table of one element: the cookie of the node's network namespace. Of this object alone, so it is not pinned.
 const HOST_NETNS: &str = "HOST_NETNS";
@@ -213,25 +218,31 @@ impl Object {
         Ok(())
     }
 
-    /// Loads the program that lists connected UDP sockets, which kernels may refuse that take the others; once.
+    /// Loads the program that lists connected sockets, which kernels may refuse that take the others; once.
     ///
     /// # Errors
     /// See [`LoadError`].
-    pub fn held_sockets(&mut self) -> Result<HeldSockets, LoadError> {
-        self.held_by("udp")
+    pub fn held_sockets(&mut self, transport: Transport) -> Result<HeldSockets, LoadError> {
+        let (program, iterator) = lister(transport);
+        self.held_by(transport, program, iterator)
     }
 
     /// By the kernel's iterator of this name.
-    fn held_by(&mut self, iterator: &str) -> Result<HeldSockets, LoadError> {
+    fn held_by(
+        &mut self,
+        transport: Transport,
+        name: &'static str,
+        iterator: &str,
+    ) -> Result<HeldSockets, LoadError> {
         let types = Btf::from_sys_fs().map_err(|source| LoadError::Types { source })?;
-        let Some(Program::Iter(program)) = self.ebpf.program_mut(HELD_SOCKETS) else {
-            return Err(LoadError::NoProgram { program: HELD_SOCKETS });
+        let Some(Program::Iter(program)) = self.ebpf.program_mut(name) else {
+            return Err(LoadError::NoProgram { program: name });
         };
-        let refused = |source| LoadError::Program { program: HELD_SOCKETS, source: Box::new(source) };
+        let refused = |source| LoadError::Program { program: name, source: Box::new(source) };
         program.load(iterator, &types).map_err(refused)?;
         let program = program.fd().map_err(refused)?;
-        HeldSockets::new(program.as_fd())
-            .map_err(|source| LoadError::Attach { program: HELD_SOCKETS, source })
+        HeldSockets::new(transport, program.as_fd())
+            .map_err(|source| LoadError::Attach { program: name, source })
     }
 
     /// A socket program by name.
@@ -373,11 +384,14 @@ mod tests {
     fn sockets_are_balanced_where_the_kernel_refuses_to_list_them() {
         let mut object = Object::load(None, Sizes::small()).expect("loading the programs needs root");
         object.load_sockets().unwrap();
-        let refused = object.held_by("no_such_list").unwrap_err().to_string();
-        assert!(refused.contains(HELD_SOCKETS), "{refused}");
+        let (program, _) = lister(Transport::Udp);
+        let refused = object.held_by(Transport::Udp, program, "no_such_list").unwrap_err().to_string();
+        assert!(refused.contains(program), "{refused}");
         for program in SOCKET_PROGRAMS {
             object.socket_program(program).unwrap().fd().expect("it is loaded");
         }
-        object.held_sockets().expect("a later try works").read().unwrap();
+        for transport in [Transport::Udp, Transport::Tcp] {
+            object.held_sockets(transport).expect("a later try works").read().unwrap();
+        }
     }
 }

@@ -1,7 +1,7 @@
-//! Connected UDP sockets, and ending those whose backend is not there any more.
+//! Connected sockets, and ending those whose backend is not there any more.
 //!
-//! What is sent on such a socket would vanish: the kernel tells nobody. A socket that is ended tells its owner at
-//! once (`ECONNABORTED`), who connects again and gets another backend. Sockets are listed and ended in one network
+//! What is sent on such a UDP socket would vanish: the kernel tells nobody. A socket that is ended tells its owner at
+//! once (`ECONNABORTED`), who connects again and gets another backend; one of TCP resets its peer as well. Sockets are listed and ended in one network
 //! namespace after the other (sock_diag(7)); which of them have a backend says [`HeldSockets`].
 
 use std::fs::File;
@@ -14,13 +14,49 @@ use portolan_abi::{Held, MAPPED, Words};
 
 use crate::sys;
 
-/// Lists connected UDP sockets that were given a backend, if [`Object::held_sockets`](crate::Object::held_sockets) can.
+/// What sockets speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// UDP.
+    Udp,
+    /// TCP.
+    Tcp,
+}
+
+impl Transport {
+    const fn protocol(self) -> u8 {
+        match self {
+            Self::Udp => libc::IPPROTO_UDP as u8,
+            Self::Tcp => libc::IPPROTO_TCP as u8,
+        }
+    }
+
+    /// States of connected sockets, as bits. Those of UDP are all `TCP_ESTABLISHED`; of TCP's, those are of no interest
+    /// that nobody has open any more.
+    const fn states(self) -> u32 {
+        match self {
+            Self::Udp => ESTABLISHED,
+            Self::Tcp => ESTABLISHED | SYN_SENT | FIN_WAIT | CLOSE_WAIT,
+        }
+    }
+}
+
+/// Lists connected sockets that were given a backend, if [`Object::held_sockets`](crate::Object::held_sockets) can.
 #[derive(Clone, Debug)]
-pub struct HeldSockets(Arc<OwnedFd>);
+pub struct HeldSockets {
+    transport: Transport,
+    link: Arc<OwnedFd>,
+}
 
 impl HeldSockets {
-    pub(crate) fn new(program: BorrowedFd<'_>) -> io::Result<Self> {
-        sys::link_create_iterator(program).map(|link| Self(Arc::new(link)))
+    pub(crate) fn new(transport: Transport, program: BorrowedFd<'_>) -> io::Result<Self> {
+        sys::link_create_iterator(program).map(|link| Self { transport, link: Arc::new(link) })
+    }
+
+    /// What they speak.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        self.transport
     }
 
     /// Those of the calling thread's network namespace that these tables' programs translated.
@@ -29,16 +65,17 @@ impl HeldSockets {
     /// The kernel refuses.
     pub fn read(&self) -> io::Result<Vec<Held>> {
         let mut bytes = Vec::new();
-        File::from(sys::iterate(self.0.as_fd())?).read_to_end(&mut bytes)?;
+        File::from(sys::iterate(self.link.as_fd())?).read_to_end(&mut bytes)?;
         // SAFETY: `Held` is `Pod`: every bit pattern of its size is valid, and the read needs no alignment.
         let held = |chunk: &[u8]| unsafe { chunk.as_ptr().cast::<Held>().read_unaligned() };
         Ok(bytes.chunks_exact(size_of::<Held>()).map(held).collect())
     }
 }
 
-/// A connected UDP socket.
+/// A connected socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connected {
+    transport: Transport,
     family: u8,
     /// `struct inet_diag_sockid`: ports, addresses, interface, cookie.
     id: [u8; ID],
@@ -86,19 +123,20 @@ impl Sockets {
         Ok(Self { netlink, buffer: vec![0; DATAGRAM] })
     }
 
-    /// All connected UDP sockets.
+    /// All connected sockets.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn connected(&mut self) -> io::Result<Vec<Connected>> {
-        let mut found = self.of_family(libc::AF_INET as u8)?;
-        found.extend(self.of_family(libc::AF_INET6 as u8)?);
+    pub fn connected(&mut self, transport: Transport) -> io::Result<Vec<Connected>> {
+        let mut found = self.of_family(transport, libc::AF_INET as u8)?;
+        found.extend(self.of_family(transport, libc::AF_INET6 as u8)?);
         Ok(found)
     }
 
-    fn of_family(&mut self, family: u8) -> io::Result<Vec<Connected>> {
+    fn of_family(&mut self, transport: Transport, family: u8) -> io::Result<Vec<Connected>> {
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-        self.netlink.send(&request(BY_FAMILY, flags, family, &[0; ID]), 0)?;
+        let all = Connected { transport, family, id: [0; ID] };
+        self.netlink.send(&request(BY_FAMILY, flags, &all), 0)?;
         let mut found = Vec::new();
         loop {
             let length = self.netlink.recv(&mut &mut self.buffer[..], 0)?;
@@ -107,7 +145,7 @@ impl Sockets {
                 match i32::from(kind) {
                     libc::NLMSG_DONE => return Ok(found),
                     libc::NLMSG_ERROR => acknowledged(payload)?,
-                    _ => found.extend(connected(payload)),
+                    _ => found.extend(connected(transport, payload)),
                 }
             }
         }
@@ -119,7 +157,7 @@ impl Sockets {
     /// The kernel refuses, or was built without `CONFIG_INET_DIAG_DESTROY`.
     pub fn end(&mut self, socket: &Connected) -> io::Result<bool> {
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-        self.netlink.send(&request(DESTROY, flags, socket.family, &socket.id), 0)?;
+        self.netlink.send(&request(DESTROY, flags, socket), 0)?;
         let length = self.netlink.recv(&mut &mut self.buffer[..], 0)?;
         let mut rest = self.buffer.get(..length).unwrap_or_default();
         let (_, payload) = message(&mut rest).ok_or(io::ErrorKind::InvalidData)?;
@@ -132,15 +170,16 @@ impl Sockets {
 }
 
 /// `struct inet_diag_req_v2` in a netlink message.
-fn request(kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> Vec<u8> {
+fn request(kind: u16, flags: u16, socket: &Connected) -> Vec<u8> {
+    let Connected { transport, family, id } = socket;
     let length = (HEADER + 8 + ID) as u32;
     let mut bytes = Vec::with_capacity(length as usize);
     bytes.extend(length.to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(flags.to_ne_bytes());
     bytes.extend([0; 8]);
-    bytes.extend([family, libc::IPPROTO_UDP as u8, 0, 0]);
-    bytes.extend(ESTABLISHED.to_ne_bytes());
+    bytes.extend([*family, transport.protocol(), 0, 0]);
+    bytes.extend(transport.states().to_ne_bytes());
     bytes.extend(id);
     bytes
 }
@@ -164,10 +203,10 @@ fn acknowledged(payload: &[u8]) -> io::Result<()> {
 }
 
 /// Reads the beginning of `struct inet_diag_msg`: family, three bytes, identity.
-fn connected(payload: &[u8]) -> Option<Connected> {
+fn connected(transport: Transport, payload: &[u8]) -> Option<Connected> {
     let family = *payload.first()?;
     let id = payload.get(4..4 + ID)?.try_into().ok()?;
-    Some(Connected { family, id })
+    Some(Connected { transport, family, id })
 }
 
 /// Room for a datagram of a dump, which has 32 KiB at most.
@@ -181,5 +220,8 @@ const DESTINATION: usize = 20;
 /// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY` of linux/sock_diag.h.
 const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
-/// States asked for, as bits: connected UDP sockets are `TCP_ESTABLISHED`.
+/// States of sockets, as bits (net/tcp_states.h).
 const ESTABLISHED: u32 = 1 << 1;
+const SYN_SENT: u32 = 1 << 2;
+const FIN_WAIT: u32 = 1 << 4 | 1 << 5;
+const CLOSE_WAIT: u32 = 1 << 8;

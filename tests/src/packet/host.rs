@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use portolan_abi::{Flow, FlowKey, counter, exit, state};
 use portolan_core::Family as _;
+use portolan_core::conntrack::depart;
 use portolan_core::{Hook, Reason, V4, V6, Verdict};
 
 use super::check;
@@ -38,6 +39,8 @@ pub trait Machine<F: Tested> {
     fn wait(&mut self, ticks: u32);
     /// Removes flow entries.
     fn lose(&mut self, keys: &[FlowKey<F::Addr>]);
+    /// Has all flow entries tell that their backend left.
+    fn depart(&mut self);
     /// Runs a packet.
     fn run(&mut self, place: Place, frame: &[u8]) -> Seen;
     /// All flow entries; `seen` is how many ticks ago.
@@ -73,6 +76,10 @@ impl<F: Tested> Machine<F> for Host<F> {
 
     fn lose(&mut self, keys: &[FlowKey<F::Addr>]) {
         self.tables.flows.borrow_mut().retain(|key, _| !keys.contains(key));
+    }
+
+    fn depart(&mut self) {
+        self.tables.flows.borrow_mut().values_mut().for_each(|flow| *flow = depart(flow, self.now));
     }
 
     fn run(&mut self, place: Place, frame: &[u8]) -> Seen {
@@ -163,6 +170,10 @@ fn take<F: Tested>(step: &Step, machine: &mut dyn Machine<F>) -> Result<(), Stri
             let flows = machine.flows().into_iter();
             let lost = flows.filter(|(_, flow)| flow.state & state::REPLY == *direction).map(|(key, _)| key);
             machine.lose(&lost.collect::<Vec<_>>());
+            Ok(())
+        }
+        Step::Depart => {
+            machine.depart();
             Ok(())
         }
         Step::Flows(count) => same("flow entries", &machine.flows().len(), count),

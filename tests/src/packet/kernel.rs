@@ -6,7 +6,9 @@ use std::thread;
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use portolan_abi::{Affinity, Backend, Flow, FlowKey, Fragment, Service};
+use portolan_core::conntrack::depart;
 use portolan_core::{Address as _, Hook};
+use portolan_node::clock::ticks;
 use portolan_node::{Object, Sizes, Tables, clock};
 
 use super::family::Tested;
@@ -229,6 +231,13 @@ impl<F: Tested> Machine<F> for Kernel {
     fn lose(&mut self, keys: &[FlowKey<F::Addr>]) {
         for key in keys {
             F::tables(&self.tables).flows.remove(key).expect("flows can be removed");
+        }
+    }
+
+    fn depart(&mut self) {
+        let flows = &F::tables(&self.tables).flows;
+        for (key, flow) in flows.dump().expect("the table can be read") {
+            flows.insert(&key, &depart(&flow, ticks())).expect("an entry can be replaced");
         }
     }
 

@@ -62,6 +62,8 @@ pub enum Step {
     Wait(u32),
     /// Flow entries of one direction are evicted: those with this bit of [`portolan_abi::state::REPLY`].
     Lose(u8),
+    /// The agent finds that the backends of all flows left their service, which resets connections.
+    Depart,
     /// There shall be as many flow entries.
     Flows(usize),
     /// All flow entries shall have this state, apart from the bit that tells the directions.
@@ -75,6 +77,7 @@ impl Debug for Step {
             Self::Change(_) => write!(f, "another world"),
             Self::Wait(ticks) => write!(f, "{ticks} ticks pass"),
             Self::Lose(bit) => write!(f, "entries of direction {bit} are lost"),
+            Self::Depart => write!(f, "backends leave"),
             Self::Flows(count) => write!(f, "{count} flow entries"),
             Self::State(bits) => write!(f, "flow entries in state {bits:#08b}"),
         }
@@ -134,6 +137,11 @@ impl Script {
     /// Flow entries of one direction are evicted.
     pub fn lose(&mut self, direction: u8) {
         self.steps.push(Step::Lose(direction));
+    }
+
+    /// The backends of all flows leave their service, which resets connections.
+    pub fn depart(&mut self) {
+        self.steps.push(Step::Depart);
     }
 
     /// There are as many flow entries now.

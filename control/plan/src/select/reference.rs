@@ -184,6 +184,7 @@ proptest! {
             protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
             family: if six { Family::V6 } else { Family::V4 },
             local: true,
+            rest: false,
         };
         let place = Place { node: "a".into(), zone: zone.as_deref().map(Name::from) };
         let slices: Vec<EndpointSlice> = slices.iter().map(parsed).collect();

@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use portolan_model::{NamespacedName, SlicePort};
 
 use super::*;
@@ -40,7 +42,7 @@ fn slice(name: &str, port: u16, endpoints: Vec<Endpoint>) -> EndpointSlice {
 }
 
 fn wanted() -> Wanted<'static> {
-    Wanted { port: "http", protocol: Protocol::Tcp, family: Family::V4, local: true }
+    Wanted { port: "http", protocol: Protocol::Tcp, family: Family::V4, local: true, rest: false }
 }
 
 type Short = Vec<(u8, u16)>;
@@ -133,6 +135,23 @@ fn one_ready_endpoint_without_a_hint_or_a_zone_nobody_names_switches_hints_off()
     // An endpoint that is not ready has no say.
     let leaving = endpoint(3, "b", "terminating");
     assert_eq!(selected(&[slice("s", 80, vec![near(), far(), leaving])]).0, [(1, 80)]);
+}
+
+#[test]
+fn the_rest_is_whom_slices_name_and_neither_set_has() {
+    let endpoints = vec![
+        hinted(endpoint(1, "b", "ready"), &["z1"], &[]),
+        hinted(endpoint(2, "b", "ready"), &["z2"], &[]),
+        hinted(endpoint(3, "a", "ready"), &["z2"], &[]),
+        endpoint(4, "b", "terminating"),
+        endpoint(5, "b", "gone"),
+    ];
+    let slices = [slice("s", 80, endpoints)];
+    let selection = select(&slices, Wanted { rest: true, ..wanted() }, &place());
+    assert_eq!((selection.cluster.len(), selection.local.len()), (1, 1));
+    let rest: Vec<IpAddr> = selection.rest.unwrap().iter().map(|backend| backend.addr).collect();
+    assert_eq!(rest, [2, 4, 5].map(|last| IpAddr::from([10, 0, 0, last])));
+    assert_eq!(select(&slices, wanted(), &place()).rest, None, "nobody asked");
 }
 
 #[test]

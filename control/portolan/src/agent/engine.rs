@@ -14,16 +14,17 @@ use portolan_node::Tables;
 use portolan_node::attach::Interface;
 use portolan_node::link::{Event, Links, RouteReport, SERVICE_DEVICE, ServiceSources, Watch};
 use portolan_node::maps::NodeFamily;
+use portolan_node::sockets::Transport;
 use portolan_plan::{Changes, Extent, NodePlan, health_check, is_eligible};
 use portolan_source::Update;
 
-use super::Options;
 use super::audit::{self, Findings};
 use super::network::Network;
 use super::ports::PortWatch;
 use super::programs::{Programs, Role};
 use super::sockets;
 use super::state::{Core, Shared};
+use super::{Departed, Options};
 use crate::metrics::Metrics;
 
 /// Seed of the flow hash. One for all nodes and versions: all have to choose alike.
@@ -311,8 +312,11 @@ impl Engine {
         let cgroup = self.options.socket_cgroup.clone();
         let attached = tokio::task::block_in_place(|| self.programs.attach_sockets(cgroup.as_deref()));
         if attached.is_ok() && cgroup.is_some() {
-            let listed = tokio::task::block_in_place(|| self.programs.list_sockets());
-            self.warn("connected UDP sockets", listed.err().map(sockets::unlisted));
+            for transport in self.ended_sockets() {
+                let listed = tokio::task::block_in_place(|| self.programs.list_sockets(*transport));
+                let refused = listed.err().map(|err| sockets::unlisted(*transport, err));
+                self.warn(sockets::name(*transport), refused);
+            }
         }
         if attached.is_ok() {
             self.shared.core().socket_cgroup = cgroup;
@@ -344,8 +348,8 @@ impl Engine {
         tokio::task::spawn_blocking(move || {
             let stale = shared.core().applier.take_stale();
             match portolan_apply::collect(&tables, &stale, portolan_apply::ticks()) {
-                Ok(Collected { seen, expired, stale }) if expired + stale > 0 => {
-                    tracing::debug!(entries = seen, expired, stale, "flows");
+                Ok(Collected { seen, expired, stale, reset }) if expired + stale + reset > 0 => {
+                    tracing::debug!(entries = seen, expired, stale, reset, "flows");
                 }
                 Ok(_) => {}
                 Err(err) => {
@@ -356,7 +360,7 @@ impl Engine {
         });
     }
 
-    /// [`collect`](Self::collect), with an eye on all UDP flows.
+    /// [`collect`](Self::collect), with an eye on all flows.
     pub(super) fn collect_all(&self) {
         self.shared.core().applier.suspect_flows();
         self.collect();
@@ -459,8 +463,8 @@ impl Engine {
         Ok(core.applier.sweep()?)
     }
 
-    /// After a change is visible: what it took out of use becomes available again. Whether UDP services may have lost
-    /// backends.
+    /// After a change is visible: what it took out of use becomes available again. Whether services may have lost
+    /// backends whose flows must not live on.
     fn settle(&self) -> bool {
         let stale = {
             let mut core = self.shared.core();
@@ -474,12 +478,22 @@ impl Engine {
         stale
     }
 
-    /// Ends connected UDP sockets whose backend is served no more: nobody else tells their owners. Those of TCP are left
-    /// alone.
+    /// Ends connected sockets whose backend left their service: nobody else tells their owners.
     pub(super) async fn end_sockets(&self) {
-        let Some(held) = self.programs.held_sockets() else { return };
-        let ended = sockets::end_lost(&held, &self.links, &self.network, &self.shared).await;
-        self.warn("connected UDP sockets", ended.err().map(|err| format!("connected UDP sockets: {err:#}")));
+        for transport in self.ended_sockets() {
+            let Some(held) = self.programs.held_sockets(*transport) else { continue };
+            let ended = sockets::end_lost(&held, &self.links, &self.network, &self.shared).await;
+            let about = sockets::name(*transport);
+            self.warn(about, ended.err().map(|err| format!("{about}: {err:#}")));
+        }
+    }
+
+    /// Sockets that do not outlive their backend's place in the service.
+    fn ended_sockets(&self) -> &'static [Transport] {
+        match self.options.departed_backends {
+            Departed::Keep => &[Transport::Udp],
+            Departed::Reset => &[Transport::Udp, Transport::Tcp],
+        }
     }
 
     fn report(&self, about: &'static str, result: Result<RouteReport, portolan_node::link::Error>) {

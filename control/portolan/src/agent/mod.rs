@@ -39,7 +39,7 @@ use crate::http;
 use crate::metrics::{self, Metrics};
 use engine::Engine;
 use network::Network;
-pub use options::{LogFormat, Options, Selection, SourceSpec};
+pub use options::{Departed, LogFormat, Options, Selection, SourceSpec};
 use programs::Programs;
 use state::Shared;
 pub use uninstall::{UninstallOptions, uninstall};
@@ -96,6 +96,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
         node_port_addresses: options.nodeport_addresses.clone(),
         consistent: options.external_selection == Selection::Maglev,
         external_mode: options.external_mode.into(),
+        reset_departed: options.departed_backends == Departed::Reset,
     };
     let planner = Planner::with_options(&options.node_name, rules);
     let shared = Arc::new(Shared::new(&options.node_name, mode, planner, applier));

@@ -66,6 +66,10 @@ pub struct Options {
     /// How outside clients reach backends on other nodes; the same on all nodes
     #[arg(long, value_enum, default_value_t = ExternalMode::Snat)]
     pub external_mode: ExternalMode,
+    /// What becomes of TCP connections to a backend that left its service, as when a selector changes, though it may
+    /// still answer. What a slice still names has not left: a backend that is not ready, or terminates, keeps its connections
+    #[arg(long, value_enum, default_value_t = Departed::Keep)]
+    pub departed_backends: Departed,
     /// How often tables, pods' records, programs and flows are compared with what they should be, and mended
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub audit_interval: u64,
@@ -150,6 +154,15 @@ pub enum Selection {
     List,
     /// By a Maglev table: hundreds of slots for each, of which few change when a backend leaves. Give --slots accordingly.
     Maglev,
+}
+
+/// What becomes of TCP connections to a backend that left its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Departed {
+    /// They go on as long as their ends want them to
+    Keep,
+    /// They are reset: each end is told when it sends next
+    Reset,
 }
 
 /// How outside clients reach backends on other nodes.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use portolan_node::attach::Interface;
-use portolan_node::sockets::HeldSockets;
+use portolan_node::sockets::{HeldSockets, Transport};
 use portolan_node::{AttachError, Attacher, Direction, LoadError, MapError, Mode, Object, Sockets};
 
 /// What an interface is, which says what is attached to it.
@@ -54,6 +54,7 @@ pub(super) struct Programs {
     pods: Attacher,
     sockets: Sockets,
     held: OnceLock<HeldSockets>,
+    held_tcp: OnceLock<HeldSockets>,
     pins: PathBuf,
 }
 
@@ -67,6 +68,7 @@ impl Programs {
             pods,
             sockets: Sockets::new(pins),
             held: OnceLock::new(),
+            held_tcp: OnceLock::new(),
             pins: pins.to_owned(),
         }
     }
@@ -81,16 +83,23 @@ impl Programs {
         self.sockets.attach(&mut object, cgroup)
     }
 
-    /// Gets ready to list connected UDP sockets.
-    pub(super) fn list_sockets(&self) -> Result<(), LoadError> {
-        let held = self.object().held_sockets()?;
-        self.held.get_or_init(|| held);
+    /// Gets ready to list connected sockets.
+    pub(super) fn list_sockets(&self, transport: Transport) -> Result<(), LoadError> {
+        let held = self.object().held_sockets(transport)?;
+        self.held_of(transport).get_or_init(|| held);
         Ok(())
     }
 
-    /// Lists connected UDP sockets, if the kernel lets it.
-    pub(super) fn held_sockets(&self) -> Option<HeldSockets> {
-        self.held.get().cloned()
+    /// Lists connected sockets, if [`list_sockets`](Self::list_sockets) was asked to and the kernel lets it.
+    pub(super) fn held_sockets(&self, transport: Transport) -> Option<HeldSockets> {
+        self.held_of(transport).get().cloned()
+    }
+
+    fn held_of(&self, transport: Transport) -> &OnceLock<HeldSockets> {
+        match transport {
+            Transport::Udp => &self.held,
+            Transport::Tcp => &self.held_tcp,
+        }
     }
 
     /// Attaches what the interface needs, or replaces what is there.

@@ -1,23 +1,34 @@
-//! Connected UDP sockets whose backend left.
+//! Connected sockets whose backend left: of UDP always, of TCP where connections to such backends are reset.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use anyhow::{Context, bail};
 use portolan_abi::{Peer, Ring, backend_flag};
+use portolan_apply::Connections;
 use portolan_core::socket::{Remembered, is_v4, recall};
+use portolan_core::{V4, V6};
 use portolan_ipam::Meta;
 use portolan_node::link::{Links, Netns};
 use portolan_node::maps::NodeFamily;
-use portolan_node::sockets::{HeldSockets, Sockets};
+use portolan_node::sockets::{HeldSockets, Sockets, Transport};
 use portolan_node::{FamilyTables, LoadError, Tables};
 
 use super::network::Network;
 use super::state::Shared;
 
 /// What does not work where the kernel refuses the list.
-pub(super) fn unlisted(err: LoadError) -> String {
-    let err = anyhow::Error::from(err);
-    format!("connected UDP sockets are balanced but not ended when their backend leaves: {err:#}")
+pub(super) fn unlisted(transport: Transport, err: LoadError) -> String {
+    let (err, kind) = (anyhow::Error::from(err), name(transport));
+    format!("{kind} are balanced but not ended when their backend leaves: {err:#}")
+}
+
+/// What sockets are called.
+pub(super) const fn name(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Udp => "connected UDP sockets",
+        Transport::Tcp => "connected TCP sockets",
+    }
 }
 
 /// Ends them in the node's network namespace and in every pod's. A pod that is going is left out.
@@ -27,7 +38,7 @@ pub(super) async fn end_lost(
     network: &Network,
     shared: &Shared,
 ) -> anyhow::Result<()> {
-    let pods = network.pods();
+    let (transport, pods) = (held.transport(), network.pods());
     let opened: Vec<Netns> = pods.iter().filter_map(|pod| Netns::open(&pod.netns).ok()).collect();
     let mut failed = if opened.is_empty() { closed(links, &pods).await.err() } else { None };
     for netns in std::iter::once(links.netns().clone()).chain(opened) {
@@ -36,7 +47,10 @@ pub(super) async fn end_lost(
         let ended = match listed {
             Ok(Ok((held, sockets))) => {
                 let held = held.into_iter().map(|held| (held.cookie, held.peer)).collect();
-                tokio::task::block_in_place(|| end_in(sockets, lost(held, shared)))
+                tokio::task::block_in_place(|| {
+                    let lost = lost(transport, held, shared);
+                    end_in(transport, sockets, lost)
+                })
             }
             Ok(Err(err)) => {
                 Err::<_, std::io::Error>(err).context("listing sockets that were given a backend")
@@ -73,20 +87,36 @@ fn unopened(path: &str, err: &anyhow::Error) -> String {
 }
 
 /// Those whose backend is not their service's any more, with what they remember.
-fn lost(mut held: HashMap<u64, Peer>, shared: &Shared) -> HashMap<u64, Peer> {
-    if !held.is_empty() {
-        let core = shared.core();
-        held.retain(|_, peer| !is_served(peer, core.applier.tables()));
+fn lost(transport: Transport, mut held: HashMap<u64, Peer>, shared: &Shared) -> HashMap<u64, Peer> {
+    if held.is_empty() {
+        return held;
+    }
+    let core = shared.core();
+    match transport {
+        Transport::Udp => held.retain(|_, peer| !is_served(peer, core.applier.tables())),
+        Transport::Tcp => {
+            let connections = core.applier.connections();
+            held.retain(|_, peer| !is_kept(peer, &connections));
+        }
     }
     held
 }
 
+/// Whether the backend of a connection is still its service's, be it that it gets no new ones.
+fn is_kept(peer: &Peer, connections: &Connections) -> bool {
+    fn of<F: NodeFamily + Remembered>(peer: &Peer) -> IpAddr {
+        F::ip(recall::<F>(peer).addr)
+    }
+    let addr = if is_v4(&peer.chosen) { of::<V4>(peer) } else { of::<V6>(peer) };
+    connections.keep(peer.service, addr, u16::from_be(peer.chosen_port))
+}
+
 /// A socket that was connected again meanwhile is another one's.
-fn end_in(mut sockets: Sockets, lost: HashMap<u64, Peer>) -> anyhow::Result<()> {
+fn end_in(transport: Transport, mut sockets: Sockets, lost: HashMap<u64, Peer>) -> anyhow::Result<()> {
     if lost.is_empty() {
         return Ok(());
     }
-    let connected = sockets.connected().context("listing connected UDP sockets")?;
+    let connected = sockets.connected(transport).with_context(|| format!("listing {}", name(transport)))?;
     for socket in connected {
         let Some(peer) = lost.get(&socket.cookie()) else { continue };
         if socket.destination() != (peer.chosen, peer.chosen_port) {
@@ -95,7 +125,7 @@ fn end_in(mut sockets: Sockets, lost: HashMap<u64, Peer>) -> anyhow::Result<()> 
         let ended = sockets
             .end(&socket)
             .context("ending a socket whose backend left: the kernel needs CONFIG_INET_DIAG_DESTROY")?;
-        tracing::debug!(ended, "a connected UDP socket lost its backend");
+        tracing::debug!(ended, ?transport, "a connected socket lost its backend");
     }
     Ok(())
 }
@@ -130,7 +160,7 @@ mod tests {
 
     #[test]
     fn warnings_say_what_does_not_work_and_what_to_do() {
-        let refused = unlisted(LoadError::NoProgram { program: "held_sockets" });
+        let refused = unlisted(Transport::Udp, LoadError::NoProgram { program: "held_sockets" });
         assert!(refused.contains("not ended") && refused.contains("held_sockets"), "{refused}");
         let closed = unopened("/var/run/netns/cni-1", &anyhow::anyhow!("no such file"));
         assert!(closed.contains("/var/run/netns mounted") && closed.contains("no such file"), "{closed}");

@@ -1,5 +1,6 @@
 //! From bytes to a [`Packet`]: checks and reads, never looks anything up.
 
+mod buried;
 mod piece;
 pub mod v4;
 pub mod v6;
@@ -8,6 +9,8 @@ use portolan_abi::FlowKey;
 
 use crate::{Family, Reason};
 
+pub use buried::{Buried, buried_key};
+pub(crate) use buried::{behind_extensions, behind_options};
 pub use piece::{FirstPiece, Fragmented, Piece, is_piece, piece};
 
 /// Length of an Ethernet header. VLAN tags are taken off before a program sees the packet.

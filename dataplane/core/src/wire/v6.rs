@@ -7,7 +7,24 @@ use super::{Fields, Fragmented, Kind};
 /// Hop limit of packets that we send.
 const HOP_LIMIT: u32 = 64;
 /// Next header: fragment.
-const FRAGMENT: u8 = 44;
+pub const FRAGMENT: u8 = 44;
+/// Next header: authentication (RFC 4302), whose length is in words.
+pub const AUTHENTICATION: u8 = 51;
+/// Next header: what follows is encrypted (RFC 4303).
+const ENCRYPTED: u8 = 50;
+
+/// Whether a header of this number is followed by another one that can be read.
+#[inline(always)]
+#[must_use]
+pub const fn is_extension(next: u8) -> bool {
+    next == FRAGMENT || (is_optional(next) && next != ENCRYPTED)
+}
+
+/// Hop-by-hop, routing, ESP, AH, destination options, mobility, HIP, shim6 (IANA's registry of extension header types).
+#[inline(always)]
+const fn is_optional(next: u8) -> bool {
+    matches!(next, 0 | 43 | ENCRYPTED | AUTHENTICATION | 60 | 135 | 139 | 140)
+}
 
 /// Reads the header.
 #[inline(always)]
@@ -21,9 +38,7 @@ pub fn fields(header: &[u32; 10]) -> Fields<Words<4>> {
     } else {
         match proto {
             FRAGMENT => Kind::Fragment,
-            // Hop-by-hop, routing, ESP, AH, destination options, mobility, HIP, shim6 (IANA's registry of
-            // extension header types).
-            0 | 43 | 50 | 51 | 60 | 135 | 139 | 140 => Kind::Options,
+            _ if is_optional(proto) => Kind::Options,
             _ => Kind::Protocol,
         }
     };

@@ -100,6 +100,7 @@ const OPTIONS: Options = Options {
     node_port_addresses: NodePortAddresses::Primary,
     consistent: true,
     external_mode: ExternalMode::Hybrid,
+    reset_departed: true,
 };
 
 type Outcome = (BTreeMap<ServiceKey, Arc<ServicePlan>>, NodePlan, Vec<Condition>);
