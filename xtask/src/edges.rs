@@ -32,6 +32,7 @@ const EDGES: &[(&str, Allowed)] = &[
     ),
     ("portolan-ipam", Only(&[])),
     ("portolan-cni", Only(&["portolan-ipam"])),
+    ("portolan-bgp", Only(&[])),
     (
         "portolan",
         Only(&[

@@ -1,0 +1,6 @@
+//! A BGP-4 speaker that announces addresses to routers. Routes that routers announce are counted, never installed.
+//!
+//! `wire` has messages, `session` the state machine of one peer without input, output or clock, `routes` turns desired
+//! routes into the fewest UPDATEs, `speaker` drives them all over TCP.
+
+pub mod wire;
