@@ -3,4 +3,10 @@
 //! `wire` has messages, `session` the state machine of one peer without input, output or clock, `routes` turns desired
 //! routes into the fewest UPDATEs, `speaker` drives them all over TCP.
 
+mod config;
+pub mod routes;
 pub mod wire;
+
+pub use config::{Identity, Invalid, Password, Peer};
+pub use routes::{Aggregation, Route, aggregate};
+pub use wire::{Community, Family, LargeCommunity};
