@@ -5,6 +5,7 @@
 
 mod config;
 pub mod routes;
+pub mod session;
 pub mod wire;
 
 pub use config::{Identity, Invalid, Password, Peer};

@@ -32,6 +32,7 @@ pub const AS_TRANS: u16 = 23_456;
 
 /// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, on the stack")]
 pub enum Message {
     /// Who speaks.
     Open(Open),
