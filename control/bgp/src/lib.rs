@@ -6,8 +6,11 @@
 mod config;
 pub mod routes;
 pub mod session;
+mod speaker;
 pub mod wire;
 
 pub use config::{Identity, Invalid, Password, Peer};
 pub use routes::{Aggregation, Route, aggregate};
+pub use session::{PeerStatus, State};
+pub use speaker::{Speaker, StartError};
 pub use wire::{Community, Family, LargeCommunity};
