@@ -38,6 +38,7 @@ const EDGES: &[(&str, Allowed)] = &[
         Only(&[
             "portolan-abi",
             "portolan-apply",
+            "portolan-bgp",
             "portolan-cni",
             "portolan-core",
             "portolan-ipam",
