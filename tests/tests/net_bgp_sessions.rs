@@ -99,7 +99,7 @@ fn routes_stay_while_the_speaker_restarts(brand: Brand) -> Result<()> {
         let outcome = restart(&scene, before);
         over.store(true, Ordering::Relaxed);
         let looks = watcher.join().expect("the watcher has no bug")?;
-        ensure!(looks > 20, "{looks} looks are too few");
+        ensure!(looks > 5, "{looks} looks are too few");
         outcome
     })
 }
@@ -185,10 +185,12 @@ fn packets_from_afar_are_refused_with_ttl_security(brand: Brand) -> Result<()> {
     node.announce(&[PREFIX])?;
     node.established()?;
     scene.router.until(PREFIX, true)?;
-    // Without it, packets arrive as if from afar.
+    // Without it, packets arrive as if from afar. BIRD may have taken the first ones before it began to look at TTLs, so
+    // that this side believes in a session until it ends.
     node.ask(|speaker| speaker.set_peers(vec![peer()]))??;
-    node.until("connecting fails", |status| status.last_error.is_some())?;
-    ensure!(node.status()?.established == 0, "a session with packets from afar");
+    scene.router.until(PREFIX, false)?;
+    node.until("the session fails", |status| status.last_error.is_some())?;
+    ensure!(!scene.router.has(PREFIX)?, "packets from afar: {:#?}\n{}", node.status(), scene.router.log());
     Ok(())
 }
 

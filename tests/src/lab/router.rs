@@ -131,7 +131,7 @@ impl Router {
     /// The router does not answer.
     pub fn paths(&self, prefix: &str) -> Result<Vec<Way>> {
         match self.brand {
-            Brand::Bird => Ok(bird::paths(&bird::ask(self, &format!("show route all {prefix}"))?)),
+            Brand::Bird => bird::paths(self, prefix),
             Brand::Frr => frr::paths(self, prefix),
         }
     }

@@ -11,8 +11,8 @@ pub(super) fn start(router: &mut Router, asn: u32, neighbors: &[Neighbor]) -> Re
         "router id 192.0.2.1;\nlog \"{}\" all;\ndebug protocols {{ states, events }};\n\
          protocol device {{ scan time 1; }}\n\
          protocol direct {{ ipv4; ipv6; }}\n\
-         protocol kernel {{ merge paths on; ipv4 {{ export where source = RTS_BGP; }}; }}\n\
-         protocol kernel {{ merge paths on; ipv6 {{ export where source = RTS_BGP; }}; }}\n",
+         protocol kernel {{ learn; merge paths on; ipv4 {{ export where source = RTS_BGP; }}; }}\n\
+         protocol kernel {{ learn; merge paths on; ipv6 {{ export where source = RTS_BGP; }}; }}\n",
         router.file("bird.log")
     );
     for (number, neighbor) in neighbors.iter().enumerate() {
@@ -48,8 +48,16 @@ pub(super) fn ask(router: &Router, words: &str) -> Result<String> {
     router.run("birdc", &arguments)
 }
 
+pub(super) fn paths(router: &Router, prefix: &str) -> Result<Vec<Way>> {
+    match ask(router, &format!("show route all {prefix}")) {
+        // It is an error to birdc.
+        Err(error) if format!("{error:#}").contains("Network not found") => Ok(Vec::new()),
+        said => said.map(|text| parse(&text)),
+    }
+}
+
 /// Ways in the output of `show route all`: each begins with `unicast`, its attributes follow on lines of their own.
-pub(super) fn paths(text: &str) -> Vec<Way> {
+fn parse(text: &str) -> Vec<Way> {
     let mut ways: Vec<Way> = Vec::new();
     for line in text.lines() {
         if line.contains(" unicast [") {

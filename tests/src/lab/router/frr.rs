@@ -92,7 +92,8 @@ fn way(path: &Value) -> Way {
     let global = hops.filter_map(|hop| hop["ip"].as_str()).find(|ip| !ip.starts_with("fe80"));
     Way {
         next_hop: global.and_then(|ip| ip.parse().ok()),
-        as_path: text(&path["aspath"]["string"]),
+        // So it calls an empty path.
+        as_path: text(&path["aspath"]["string"]).replace("Local", ""),
         preference: path["locPrf"].as_u64().and_then(|number| number.try_into().ok()),
         communities: text(&path["community"]["string"]),
         large_communities: text(&path["largeCommunity"]["string"]),
