@@ -128,11 +128,11 @@ fn a_router_hears_every_change_and_nothing_else(brand: Brand) -> Result<()> {
         router.until(prefix, true)?;
     }
     // All IPv4 prefixes in one message, the IPv6 one in another, and an End-of-RIB for each family.
-    assert_eq!(node.status()?.sent.update, 4);
+    assert_eq!(node.status()?.messages_sent.update, 4);
     node.announce(&many[1..])?;
     router.until(many[0], false)?;
     ensure!(router.has(many[1])?, "another one is gone as well");
-    assert_eq!(node.status()?.sent.update, 5);
+    assert_eq!(node.status()?.messages_sent.update, 5);
     // An aggregate takes the place of its parts, which are never without a way.
     node.announce(&["198.51.100.0/24"])?;
     router.until("198.51.100.0/24", true)?;

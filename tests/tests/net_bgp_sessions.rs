@@ -239,6 +239,6 @@ fn a_session_is_not_touched_by_changes_to_others(brand: Brand) -> Result<()> {
     ensure!(refused.is_err_and(|error| error.to_string().contains("peer tor: holdTime")), "it was taken");
     let status = node.status()?;
     ensure!(status.state == State::Established && status.established == 1, "{status:#?}");
-    assert_eq!(status.sent.notification, 0);
+    assert_eq!(status.messages_sent.notification, 0);
     scene.router.until(PREFIX, true)
 }

@@ -59,7 +59,7 @@ pub struct PeerStatus {
     /// How often a session was established.
     pub established: u64,
     /// Messages sent.
-    pub sent: Counters,
+    pub messages_sent: Counters,
     /// Messages received.
     pub messages_received: Counters,
 }
@@ -149,7 +149,7 @@ impl super::Session {
             last_error: self.last_error.as_ref().map(told),
             last_down: self.last_down.as_ref().map(told),
             established: self.established,
-            sent: self.sent,
+            messages_sent: self.sent,
             messages_received: self.messages_received,
         }
     }

@@ -4,6 +4,8 @@ mod world;
 
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use crate::routes::{Route, desired};
 use crate::session::*;
 use crate::wire::{Capability, Dialect, Family, Open};
@@ -58,7 +60,7 @@ fn keepalives_keep_an_idle_session() {
     world.start();
     world.run(seconds(3600));
     assert_eq!(world.established(), [1, 1]);
-    assert!(world.status(LEFT).sent.keepalive >= 1200, "{:?}", world.status(LEFT).sent);
+    assert!(world.status(LEFT).messages_sent.keepalive >= 1200, "{:?}", world.status(LEFT).messages_sent);
     assert_eq!(world.status(LEFT).uptime.map(|up| up / 60), Some(59));
 }
 
@@ -168,7 +170,7 @@ fn a_restarted_peer_takes_the_place_of_its_old_connection() {
     let mut world = World::new(|_| {});
     world.start();
     world.run(seconds(5));
-    let told = world.status(LEFT).sent.notification;
+    let told = world.status(LEFT).messages_sent.notification;
     // The right side's process ends, and its connection with it, but the left side does not hear of that.
     world.lossy = true;
     let peer = world.sides[RIGHT].session.peer().clone();
@@ -181,7 +183,30 @@ fn a_restarted_peer_takes_the_place_of_its_old_connection() {
     assert_eq!(world.sides[LEFT].downs, [Some(SessionError::PeerRestarted)]);
     assert_eq!(world.established(), [2, 1]);
     // The dead connection was not told anything.
-    assert_eq!(world.status(LEFT).sent.notification, told);
+    assert_eq!(world.status(LEFT).messages_sent.notification, told);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Bytes are lost or not, connections taken or not, for some seconds each; then all is well.
+    #[test]
+    fn one_session_comes_back_whatever_was_lost(
+        troubles in prop::collection::vec((any::<bool>(), any::<[bool; 2]>(), 0..90_u64), 0..8),
+        seed in any::<u32>(),
+    ) {
+        let mut world = World::seeded(seed.into(), |peer| peer.hold_time = 30);
+        world.start();
+        for (lossy, listens, time) in troubles {
+            (world.lossy, world.listens) = (lossy, listens);
+            world.run(seconds(time));
+        }
+        (world.lossy, world.listens) = (false, [true, true]);
+        // The longest waits for an OPEN, for the peer and until the next try.
+        world.run(seconds(60 + 30 + 30));
+        prop_assert_eq!([LEFT, RIGHT].map(|side| world.status(side).state), [State::Established; 2]);
+        prop_assert_eq!(world.open_connections(), 1);
+    }
 }
 
 /// A session that has sent its OPEN, and the connection.
