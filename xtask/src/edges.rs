@@ -32,11 +32,13 @@ const EDGES: &[(&str, Allowed)] = &[
     ),
     ("portolan-ipam", Only(&[])),
     ("portolan-cni", Only(&["portolan-ipam"])),
+    ("portolan-bgp", Only(&[])),
     (
         "portolan",
         Only(&[
             "portolan-abi",
             "portolan-apply",
+            "portolan-bgp",
             "portolan-cni",
             "portolan-core",
             "portolan-ipam",

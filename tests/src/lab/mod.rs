@@ -15,7 +15,9 @@ mod netns;
 mod objects;
 mod pod;
 mod process;
+mod router;
 mod shop;
+mod speaker;
 mod web;
 
 pub use agent::{Agent, AgentOptions, balances_sockets};
@@ -30,8 +32,10 @@ pub use netns::Netns;
 pub use objects::{Endpoint, object, slice};
 pub use pod::{Pod, operate};
 pub use process::{binary, poll, run};
+pub use router::{Brand, Neighbor, Router, Way};
 pub use shop::{
     Backend, CLUSTER_ADDRESSES, Condition, NODE_PORT, PORT, Shop, cluster_address, node_address,
     public_address, service,
 };
+pub use speaker::Speaking;
 pub use web::{UdpEcho, WebServer};

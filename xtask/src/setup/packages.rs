@@ -35,6 +35,8 @@ pub(super) const TOOLS: &[Package] = &[
     program("cpio", "cpio"),
     program("curl", "curl"),
     program("ethtool", "ethtool"),
+    // Its daemons are not in the search path.
+    Package { service: Some("frr"), ..file("frr", "/usr/lib/frr/bgpd") },
     program("iperf3", "iperf3"),
     program("iproute2", "ip"),
     program("iptables", "iptables"),

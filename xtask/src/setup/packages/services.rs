@@ -1,6 +1,6 @@
 //! Keeping services that packages bring from being started, now and at boot.
 //!
-//! Tests run their own containerd and BIRD inside node namespaces; one in the root namespace would be a
+//! Tests run their own containerd, BIRD and FRR inside node namespaces; one in the root namespace would be a
 //! service that nobody asked for.
 
 use std::{
