@@ -1,8 +1,8 @@
 //! Service addresses lead to backends, or say at once that they do not. Real sockets and real tools.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{ErrorKind, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -253,6 +253,51 @@ fn an_icmp_error_about_translated_packets_reaches_who_sent_them() -> Result<()> 
             assert!(size > 500_000, "{size} bytes of {to}");
         }
     }
+    Ok(())
+}
+
+/// Sends a megabyte to a service whose one backend has nothing on port 8080; how much came there.
+fn upload(from: &Netns, to: SocketAddr, backend: &Netns) -> Result<u64> {
+    // A child process that another test has just forked has the last listener for a moment, too.
+    let bind = || backend.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080))).ok()?.ok();
+    let listener = poll(Duration::from_secs(3), "the port is free", bind)?;
+    let receiver = std::thread::spawn(move || -> std::io::Result<u64> {
+        let (mut stream, _) = listener.accept()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        std::io::copy(&mut stream, &mut std::io::sink())
+    });
+    from.enter(move || -> std::io::Result<()> {
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
+        stream.set_write_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(&[7; 1 << 20])
+    })?
+    .with_context(|| format!("sending to {to}"))?;
+    Ok(receiver.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))??)
+}
+
+#[test]
+fn a_large_upload_survives_an_uplink_that_became_narrower() -> Result<()> {
+    let mut shop = Shop::open(&[1])?;
+    shop.backends[0].web = None;
+    shop.cluster.nodes[0].netns.ip("link set eth0 mtu 1300")?;
+    shop.cluster.router.ip("link set n0 mtu 1300")?;
+    // Packets of many segments pass links of any width, until a device cuts them.
+    shop.cluster.nodes[0].netns.run("ethtool -K eth0 tso off gso off")?;
+    shop.client.netns.run("ethtool -K eth0 tso off gso off")?;
+    let (backend, host) = (&shop.backends[0].pod, &shop.cluster.nodes[0].netns);
+    let mut failures = Vec::new();
+    for v6 in FAMILIES {
+        let direct = SocketAddr::new(backend.address(v6), 8080);
+        for (who, netns) in [("a pod", &shop.client.netns), ("the host", host)] {
+            for to in [direct, cluster_address(v6)] {
+                match upload(netns, to, &backend.netns) {
+                    Ok(came) if came == 1 << 20 => {}
+                    other => failures.push(format!("{who} to {to}: {other:?}")),
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
     Ok(())
 }
 
