@@ -60,9 +60,6 @@ impl Done {
     /// The packet is to be replaced by [`complain`](crate::tunnel::complain).
     pub const COMPLAIN: i32 = i32::MAX - 1;
 
-    /// The packet's sender is to be told what gets through.
-    pub const TOO_BIG: Self = Self::new(portolan_abi::counter::REJECTED_TOO_BIG, Self::COMPLAIN);
-
     /// Whether the packet awaits [`complain`](crate::tunnel::complain).
     #[inline(always)]
     pub const fn is_complaint(self) -> bool {
@@ -104,7 +101,6 @@ pub fn untouched<F: Family>(skb: *mut __sk_buff, hook: Hook, verdict: Verdict<F>
         Verdict::Pass(outcome) => Done::new(outcome, TC_ACT_UNSPEC),
         Verdict::Drop(reason) => Done::new(reason as u32, TC_ACT_SHOT),
         Verdict::Reject(_, reason) => Done::new(reason as u32, Done::REFUSE),
-        Verdict::TooBig(_) => Done::TOO_BIG,
         Verdict::Deliver(exit) if address(skb, hook, exit) => leave(hook, exit, exit.outcome()),
         _ => Done::failed(),
     }
@@ -287,7 +283,7 @@ pub fn resize(skb: *mut __sk_buff, len: usize) -> bool {
 
 /// Writes the Ethernet addresses that the way out needs; the others are left to the kernel.
 #[inline(always)]
-pub fn address(skb: *mut __sk_buff, hook: Hook, exit: Exit) -> bool {
+fn address(skb: *mut __sk_buff, hook: Hook, exit: Exit) -> bool {
     if (exit.kind != exit::POD && exit.kind != exit::HOST) || hook == Hook::PodEgress {
         return true;
     }

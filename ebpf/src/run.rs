@@ -128,11 +128,10 @@ macro_rules! family {
                     // Known at compile time where it is false: those programs do without the steps.
                     if place == Hook::Uplink && hook == Hook::Uplink {
                         done = pack(skb);
+                        if Done(done).is_complaint() {
+                            done = Done::new(Done(done).outcome(), complain(skb)).0;
+                        }
                     }
-                }
-                // Of what arrives alone: the stack tells the host's own processes.
-                if matches!(place, Hook::Pod | Hook::Uplink) && Done(done).is_complaint() {
-                    done = Done::new(Done(done).outcome(), complain(skb, hook)).0;
                 }
                 if Done(done).is_refusal() {
                     done = Done::new(Done(done).outcome(), refuse(skb, hook)).0;
@@ -231,8 +230,8 @@ macro_rules! family {
             }
 
             #[inline(never)]
-            fn complain(skb: *mut __sk_buff, hook: Hook) -> i32 {
-                tunnel::complain::<$family>(skb, hook, ifindex(skb))
+            fn complain(skb: *mut __sk_buff) -> i32 {
+                tunnel::complain::<$family>(skb, ifindex(skb))
             }
         }
     };
@@ -250,7 +249,6 @@ fn short<F: Route>(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
             apply::forward::<F>(skb, hook, &packet, &rewrite, exit, 0).0
         }
         Short::Verdict(_, Verdict::Encapsulate(_)) => Done::PARCEL,
-        Short::Verdict(_, Verdict::TooBig(_)) => Done::TOO_BIG.0,
         Short::News => Done::NEWS,
         _ => Done::UNKNOWN,
     }

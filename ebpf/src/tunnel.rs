@@ -6,13 +6,11 @@ use aya_ebpf::bindings::{
     TC_ACT_SHOT,
 };
 use aya_ebpf::helpers::generated::bpf_skb_adjust_room;
-use portolan_core::tunnel::{
-    Finding, QUOTED_OTHER, QUOTED_TCP, complaint, complaint_exit, is_ours, parcel,
-};
+use portolan_core::tunnel::{Finding, QUOTED_OTHER, QUOTED_TCP, complaint, is_ours, parcel};
 use portolan_core::wire::{ETHERNET, Frame, Kind, parse};
-use portolan_core::{Family, Hook, Reason, checksum};
+use portolan_core::{Exit, Family, Hook, Reason, checksum};
 
-use crate::apply::{Done, address, awaits_device, leave, resize};
+use crate::apply::{Done, awaits_device, leave, resize};
 use crate::frame::Linear;
 use crate::tables::{Maps, Route};
 
@@ -49,7 +47,7 @@ pub fn pack<F: Route>(skb: *mut __sk_buff, ifindex: u32) -> Done {
     let parcel = parcel::<F, _, _>(Hook::Uplink, ifindex, &frame, &Maps::new(skb));
     match parcel.finding {
         Finding::Fits => {}
-        Finding::TooBig => return Done::TOO_BIG,
+        Finding::TooBig => return Done::new(Reason::TooBig as u32, Done::COMPLAIN),
         Finding::Drop(reason) => return Done::new(reason as u32, TC_ACT_SHOT),
     }
     let layer = if F::HEADER_LEN == 20 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 };
@@ -69,7 +67,7 @@ pub fn pack<F: Route>(skb: *mut __sk_buff, ifindex: u32) -> Done {
 /// Where the packet's checksum awaits the device, the device will complete it inside of the quotation, in its old
 /// place. From `0xffff` on, that makes the sum of the quoted transport header zero, whatever is in it.
 #[inline(always)]
-pub fn complain<F: Route>(skb: *mut __sk_buff, hook: Hook, ifindex: u32) -> i32 {
+pub fn complain<F: Route>(skb: *mut __sk_buff, ifindex: u32) -> i32 {
     let frame = Linear::new(skb);
     let transport = ETHERNET + F::HEADER_LEN;
     let written = if matches!(parse::<F, _>(&frame).kind, Kind::Tcp | Kind::Fragment) {
@@ -77,10 +75,7 @@ pub fn complain<F: Route>(skb: *mut __sk_buff, hook: Hook, ifindex: u32) -> i32 
     } else {
         complain_quoting::<F, { QUOTED_OTHER / 4 }>(skb, transport + 6)
     };
-    let Some(exit) = complaint_exit::<F, _, _>(hook, ifindex, &frame, &Maps::new(skb)) else {
-        return TC_ACT_SHOT;
-    };
-    if written && address(skb, hook, exit) { leave(hook, exit, 0).action() } else { TC_ACT_SHOT }
+    if written { leave(Hook::Uplink, Exit::uplink(ifindex), 0).action() } else { TC_ACT_SHOT }
 }
 
 /// [`complain`] with `N` words of the transport header, whose checksum is at byte `sum_at`.

@@ -124,8 +124,7 @@ pub fn note<F: Family, T: Tables<F>, P: Frame>(frame: &P, tables: &T, now: u32) 
     }
 }
 
-/// Decides on a first piece of a flow in the table; `None` for all else. Who sends pieces does not learn from being told of
-/// a size.
+/// Decides on a first piece of a flow in the table; `None` for all else.
 #[inline(always)]
 pub fn decide_first<F: Family, T: Tables<F>, P: Frame>(
     hook: Hook,
@@ -134,11 +133,7 @@ pub fn decide_first<F: Family, T: Tables<F>, P: Frame>(
     tables: &T,
     now: u32,
 ) -> Option<(Packet<F>, Verdict<F>)> {
-    let (packet, verdict) = decide_known::<F, T, _>(hook, ifindex, &FirstPiece(frame), tables, now)?;
-    Some((
-        packet,
-        if matches!(verdict, Verdict::TooBig(_)) { Verdict::Drop(Reason::TooBig) } else { verdict },
-    ))
+    decide_known::<F, T, _>(hook, ifindex, &FirstPiece(frame), tables, now)
 }
 
 /// Decides on a first piece of no flow. A flow is then to be opened by [`open_first`]; any other decision, and that of
@@ -295,7 +290,6 @@ fn follow<F: Family, T: Tables<F>, P: Frame>(
             Later { rewrite, exit, ..Later::of(packet, Next::Send, Reason::Fragment) }
         }
         Verdict::Encapsulate(exit) => Later { exit, ..Later::of(packet, Next::Parcel, Reason::Fragment) },
-        Verdict::TooBig(_) => Later::of(packet, Next::Drop, Reason::TooBig),
         _ => Later::of(packet, Next::Drop, Reason::Ttl),
     }
 }

@@ -422,7 +422,6 @@ const FITS_ALWAYS: u32 = 14 + 1280;
 ///
 /// What is too long for its uplink goes to the host's stack instead, translated: the stack tells the sender, as it
 /// does for all that it routes, and that error is translated on its way back. Redirected, the packet would get lost.
-/// But the stack takes nothing that claims to come from the node itself: of that, the sender is told from here.
 #[inline(always)]
 pub(crate) fn forwarded<F: Family, T: Tables<F>>(
     hook: Hook,
@@ -440,9 +439,6 @@ pub(crate) fn forwarded<F: Family, T: Tables<F>>(
         && len > FITS_ALWAYS
         && !tables.fits(exit.ifindex, len)
     {
-        if mark::<F, T>(&flow.src, tables) & frontend_flag::NODE != 0 {
-            return Verdict::TooBig(Exit::back_of_flow(flow));
-        }
         exit = Exit::STACK;
     }
     let routed = exit.kind == portolan_abi::exit::UPLINK;

@@ -8,7 +8,7 @@ use portolan_abi::{Flow, exit, frontend_flag, service_flag};
 
 use crate::answer::{may_answer, pseudo_sum};
 use crate::conntrack::is_one_way;
-use crate::service::{mark, way_back};
+use crate::service::mark;
 use crate::wire::{ETHERNET, Fields, Frame, Kind, Packet, parse, piece};
 use crate::{Exit, Family, Hook, Reason, Tables, Verdict, checksum, fragment, icmp};
 
@@ -195,17 +195,6 @@ fn room<F: Family, T: Tables<F>>(ifindex: u32, len: u32, packet: &Packet<F>, tab
     if mtu == 0 || longest + header <= mtu { FITS } else { mtu.saturating_sub(header) }
 }
 
-/// Where a [`Complaint`] goes. What it replaces has been looked at: the Ethernet addresses are still there.
-#[inline(always)]
-pub fn complaint_exit<F: Family, T: Tables<F>, P: Frame>(
-    hook: Hook,
-    ifindex: u32,
-    frame: &P,
-    tables: &T,
-) -> Option<Exit> {
-    way_back(hook, ifindex, frame, &tables.config()?)
-}
-
 /// The ICMP error that takes the place of a packet that got [`Verdict::TooBig`]: before the packet's own IP header and
 /// the first bytes of its transport header, which it quotes as they came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,11 +205,10 @@ pub struct Complaint<F: Family> {
     pub icmp: [u32; 2],
 }
 
-/// Complains to the sender, as the address that it sent to. `sum` is the one's complement sum of the `quoted` bytes of
+/// Complains to the client, as the address that it asked. `sum` is the one's complement sum of the `quoted` bytes of
 /// its transport header.
 ///
-/// IPv4 packets that may be fragmented are answered, too: the pieces of what is inside of a packet would be nobody's, and
-/// a masqueraded packet is cut by nobody, because the stack takes none with its own address.
+/// IPv4 packets that may be fragmented are answered, too: the pieces of what is inside of a packet would be nobody's.
 #[inline(always)]
 pub fn complaint<F: Family, T: Tables<F>, P: Frame>(
     frame: &P,
@@ -228,12 +216,8 @@ pub fn complaint<F: Family, T: Tables<F>, P: Frame>(
     tables: &T,
 ) -> Option<Complaint<F>> {
     let packet = parse::<F, P>(frame);
-    let flow = match flow_of(&packet, frame, tables) {
-        Some(flow) => flow,
-        None => tables.flow(&packet.key)?.0,
-    };
-    let header = if is_one_way(&flow) { F::HEADER_LEN as u32 } else { 0 };
-    let [first, second] = F::too_big(tables.mtu(flow.ifindex).saturating_sub(header));
+    let flow = flow_of(&packet, frame, tables)?;
+    let [first, second] = F::too_big(room::<F, T>(flow.ifindex, frame.len(), &packet, tables));
     let len = (8 + F::HEADER_LEN + quoted) as u16;
     let (src, dst) = (packet.key.dst, packet.key.src);
     let mut all = checksum::sum(&[first, second]) + F::header_sum(&packet.header) + sum;

@@ -176,7 +176,8 @@ pub enum Verdict<F: Family> {
     ForwardError(icmp::Translation<F>, Exit),
     /// Send it inside of a packet to its flow's backend: [`Parcel`](crate::tunnel::Parcel) says how.
     Encapsulate(Exit),
-    /// Tell its sender that only packets of so many bytes get through: [`Complaint`](crate::tunnel::Complaint).
+    /// Tell its sender that only packets of so many bytes reach the backend's node:
+    /// [`Complaint`](crate::tunnel::Complaint).
     TooBig(Exit),
     /// Turn an ICMP echo request into its reply and send it.
     AnswerEcho(Exit),

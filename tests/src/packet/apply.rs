@@ -61,10 +61,7 @@ pub fn apply<F: Tested>(
             address(&mut out, hook, *exit);
         }
         Verdict::Encapsulate(_) => encapsulate::<F>(hook, ifindex, &mut out, tables),
-        Verdict::TooBig(exit) => {
-            complain::<F>(&mut out, tables);
-            address(&mut out, hook, *exit);
-        }
+        Verdict::TooBig(_) => complain::<F>(&mut out, tables),
         Verdict::Reject(..) => {
             let (packet, rejection, exit) = refusal::<F, _, _>(hook, ifindex, &Bytes(frame), tables)
                 .expect("what is rejected has a way back");
