@@ -56,7 +56,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Suites that run a second time with every agent balancing sockets: services must not differ.
-const WITH_SOCKETS: [&str; 8] = [
+const WITH_SOCKETS: [&str; 9] = [
     "net_departed",
     "net_endpoints",
     "net_lifecycle",
