@@ -6,7 +6,7 @@ use core::ptr::{null_mut, read_volatile};
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use portolan_abi::{BEAT, FLOW_WAYS, Flow, FlowBucket, FlowKey, FlowSlot, Words};
-use portolan_core::flows::{self, ATTEMPTS, Place, Slots, place, search};
+use portolan_core::flows::{self, ATTEMPTS, Chosen, Place, Slots, place, search};
 use portolan_core::{Address, V4, V6};
 
 use crate::maps::{FLOW_HASH, Kernel};
@@ -68,25 +68,31 @@ pub fn slot<F: Functions>(key: &FlowKey<F::Addr>) -> *mut FlowSlot<F::Addr> {
     }
 }
 
-/// What [`find`] and [`choose`] say where there is no slot.
+/// What [`find`] says where there is no slot.
 const NOWHERE: u32 = u32::MAX;
+/// What [`choose`] says where there is no slot: no tag is busy alone.
+const NONE: u64 = u64::MAX;
 
-/// The slot to write a flow to, or [`NOWHERE`].
+/// The slot to write a flow to, and its tag in the upper half; or [`NONE`].
 #[inline(always)]
-pub fn choose<F: Kernel>(key: *const FlowKey<F::Addr>, flow: *const Flow<F::Addr>, fresh: u32) -> u32 {
+pub fn choose<F: Kernel>(key: *const FlowKey<F::Addr>, flow: *const Flow<F::Addr>, fresh: u32) -> u64 {
     // SAFETY: callers pass references; the verifier checks the size of what is behind them.
-    let (Some(key), Some(flow)) = (unsafe { (key.as_ref(), flow.as_ref()) }) else { return NOWHERE };
-    let Some((bucket, place)) = bucket::<F>(key) else { return NOWHERE };
-    flows::choose(bucket, (key, flow), place, fresh != 0).unwrap_or(NOWHERE)
+    let (Some(key), Some(flow)) = (unsafe { (key.as_ref(), flow.as_ref()) }) else { return NONE };
+    let Some((bucket, place)) = bucket::<F>(key) else { return NONE };
+    match flows::choose(bucket, (key, flow), place, fresh != 0) {
+        Some(Chosen { way, tag }) => u64::from(tag) << 32 | u64::from(way),
+        None => NONE,
+    }
 }
 
 /// Writes a flow to a slot; 1 if it was written.
 #[inline(always)]
-pub fn write<F: Kernel>(key: *const FlowKey<F::Addr>, flow: *const Flow<F::Addr>, way: u32) -> u32 {
+pub fn write<F: Kernel>(key: *const FlowKey<F::Addr>, flow: *const Flow<F::Addr>, chosen: u64) -> u32 {
     // SAFETY: as in `choose`.
     let (Some(key), Some(flow)) = (unsafe { (key.as_ref(), flow.as_ref()) }) else { return 0 };
     let Some((bucket, place)) = bucket::<F>(key) else { return 0 };
-    u32::from(flows::write(bucket, (key, flow), place, way % FLOW_WAYS as u32))
+    let chosen = Chosen { way: chosen as u32 % FLOW_WAYS as u32, tag: (chosen >> 32) as u32 };
+    u32::from(flows::write(bucket, (key, flow), place, chosen))
 }
 
 /// Adds a flow, or replaces it unless `fresh`; whether it was written.
@@ -94,11 +100,11 @@ pub fn write<F: Kernel>(key: *const FlowKey<F::Addr>, flow: *const Flow<F::Addr>
 pub fn add<F: Functions>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, fresh: bool) -> bool {
     let mut attempt = 0;
     while attempt < attempts() {
-        let way = F::choose_slot(key, flow, u32::from(fresh));
-        if way == NOWHERE {
+        let chosen = F::choose_slot(key, flow, u32::from(fresh));
+        if chosen == NONE {
             return false;
         }
-        if F::write_slot(key, flow, way) {
+        if F::write_slot(key, flow, chosen) {
             return true;
         }
         attempt += 1;
@@ -121,9 +127,9 @@ pub trait Functions: Kernel {
     /// See [`find`].
     fn find_slot(key: &FlowKey<Self::Addr>) -> u32;
     /// See [`choose`].
-    fn choose_slot(key: &FlowKey<Self::Addr>, flow: &Flow<Self::Addr>, fresh: u32) -> u32;
+    fn choose_slot(key: &FlowKey<Self::Addr>, flow: &Flow<Self::Addr>, fresh: u32) -> u64;
     /// See [`write`].
-    fn write_slot(key: &FlowKey<Self::Addr>, flow: &Flow<Self::Addr>, way: u32) -> bool;
+    fn write_slot(key: &FlowKey<Self::Addr>, flow: &Flow<Self::Addr>, chosen: u64) -> bool;
 }
 
 /// Those of one family. Global functions, which the verifier looks at once for themselves and not once for each call, in each of
@@ -138,14 +144,14 @@ macro_rules! functions {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $choose(key: *const FlowKey<$addr>, flow: *const Flow<$addr>, fresh: u32) -> u32 {
+        extern "C" fn $choose(key: *const FlowKey<$addr>, flow: *const Flow<$addr>, fresh: u32) -> u64 {
             choose::<$family>(key, flow, fresh)
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $write(key: *const FlowKey<$addr>, flow: *const Flow<$addr>, way: u32) -> u32 {
-            write::<$family>(key, flow, way)
+        extern "C" fn $write(key: *const FlowKey<$addr>, flow: *const Flow<$addr>, chosen: u64) -> u32 {
+            write::<$family>(key, flow, chosen)
         }
 
         impl Functions for $family {
@@ -155,13 +161,13 @@ macro_rules! functions {
             }
 
             #[inline(always)]
-            fn choose_slot(key: &FlowKey<$addr>, flow: &Flow<$addr>, fresh: u32) -> u32 {
+            fn choose_slot(key: &FlowKey<$addr>, flow: &Flow<$addr>, fresh: u32) -> u64 {
                 $choose(key, flow, fresh)
             }
 
             #[inline(always)]
-            fn write_slot(key: &FlowKey<$addr>, flow: &Flow<$addr>, way: u32) -> bool {
-                $write(key, flow, way) != 0
+            fn write_slot(key: &FlowKey<$addr>, flow: &Flow<$addr>, chosen: u64) -> bool {
+                $write(key, flow, chosen) != 0
             }
         }
     };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portolan_node::Tables;
+use portolan_node::maps::Visit;
 use portolan_tests::lab::{AgentOptions, Condition, Shop, cluster_address};
 
 /// Clients, by their source ports.
@@ -34,8 +35,8 @@ fn answers(shop: &Shop, v6: bool) -> Result<BTreeMap<u16, String>> {
 /// Forgets every flow, as a node does that is new to them.
 fn forget(shop: &Shop) -> Result<()> {
     let tables = Tables::open(shop.agents[0].pins())?;
-    tables.v4.flows.sweep(|_, _| false)?;
-    tables.v6.flows.sweep(|_, _| false)?;
+    tables.v4.flows.sweep(|_, _| Visit::Remove)?;
+    tables.v6.flows.sweep(|_, _| Visit::Remove)?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portolan_node::Tables;
+use portolan_node::maps::Visit;
 use portolan_tests::lab::{
     Agent, AgentOptions, Capture, Frames, LongLived, Netns, Shop, get, node_address, poll, public_address,
     udp_ask,
@@ -192,7 +193,7 @@ fn nobody_but_a_node_sends_packets_inside_of_others_to_a_pod() -> Result<()> {
 /// Removes every flow of a node, as if others had displaced them.
 fn lose_flows(agent: &Agent) -> Result<usize> {
     let tables = Tables::open(agent.pins())?;
-    Ok(tables.v4.flows.sweep(|_, _| false)? + tables.v6.flows.sweep(|_, _| false)?)
+    Ok(tables.v4.flows.sweep(|_, _| Visit::Remove)? + tables.v6.flows.sweep(|_, _| Visit::Remove)?)
 }
 
 /// Waits until connections have had more answers: some hundred packets.

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use foldhash::fast::RandomState;
-use portolan_abi::{Flow, FlowKey, exit};
-use portolan_core::conntrack::{depart, is_closed, is_expired};
-use portolan_node::maps::NodeFamily;
+use portolan_abi::exit;
+use portolan_core::conntrack::{DEPARTURE, is_expired};
+use portolan_node::maps::{NodeFamily, Visit};
 use portolan_node::{FamilyTables, MapError, Tables};
 
 use crate::applier::{Applier, ApplyError};
@@ -70,30 +70,30 @@ fn collect_family<F: NodeFamily>(
     stale: &Stale,
     now: u32,
 ) -> Result<Collected, MapError> {
-    let (mut found, mut departed, mut maybe_orphans) = (Collected::default(), Vec::new(), Vec::new());
+    let (mut found, mut maybe_orphans) = (Collected::default(), Vec::new());
     let pods = pods(family)?;
     let removed = family.flows.sweep(|key, flow| {
         found.seen += 1;
         if is_expired(key.proto, flow, now) {
             found.expired += 1;
-            return false;
+            return Visit::Remove;
         }
         match stale.fate(key, flow, family, tables) {
-            Some(Fate::Stale) => return false,
-            Some(Fate::Reset) => departed.push((*key, *flow)),
+            Some(Fate::Stale) => return Visit::Remove,
+            Some(Fate::Reset) => {
+                found.reset += 1;
+                return Visit::Mark(DEPARTURE);
+            }
             None if flow.exit == exit::POD && !pods.contains(&flow.ifindex) => {
                 maybe_orphans.push((*key, *flow))
             }
             None => {}
         }
-        true
+        Visit::Keep
     })?;
     // Some of those that were expired were refreshed before they were removed.
     found.expired = found.expired.min(removed);
     found.stale = removed - found.expired;
-    for (key, flow) in departed {
-        found.reset += usize::from(reset_same(family, &key, &flow, now)?);
-    }
     // A pod that came while the flows were listed is in a second list of pods.
     if !maybe_orphans.is_empty() {
         let pods = self::pods(family)?;
@@ -107,22 +107,4 @@ fn collect_family<F: NodeFamily>(
 /// Interfaces of the pods there are.
 fn pods<F: NodeFamily>(family: &FamilyTables<F>) -> Result<HashSet<u32, RandomState>, MapError> {
     Ok(family.endpoints.dump()?.iter().map(|(_, pod)| pod.ifindex).collect())
-}
-
-/// Makes an entry tell its sender that the backend left, unless it is of another flow by now. That a packet has refreshed
-/// it changes nothing: a connection that is in use would never be found in between.
-fn reset_same<F: NodeFamily>(
-    family: &FamilyTables<F>,
-    key: &FlowKey<F::Addr>,
-    flow: &Flow<F::Addr>,
-    now: u32,
-) -> Result<bool, MapError> {
-    let same = |current: &Flow<F::Addr>| {
-        let Flow { seen, beat, state, .. } = *flow;
-        Flow { seen, beat, state, ..*current } == *flow && !is_closed(current.state)
-    };
-    match family.flows.get(key)? {
-        Some(current) if same(&current) => family.flows.insert(key, &depart(&current, now)).map(|()| true),
-        _ => Ok(false),
-    }
 }

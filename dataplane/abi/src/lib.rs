@@ -24,7 +24,7 @@ pub use socket::{Held, MAPPED, PEERS, Peer, Peers};
 pub use trace::{Event, SHOWN_WORDS, Trace, trace_flag};
 
 /// Version of every layout in this crate.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// MAC address of the host's side of every pod interface and of the service device: `02:70:6f:72:74:6c`.
 ///

@@ -7,8 +7,8 @@ use crate::{Family, Tables};
 
 /// How long a flow may be silent before it is forgotten, in ticks.
 pub mod timeout {
-    /// TCP, both sides have spoken. Long, because a forgotten connection cannot be continued; the table
-    /// evicts the least recently used first anyway.
+    /// TCP, both sides have spoken. Long, because a forgotten connection cannot be continued; a full
+    /// bucket displaces who was silent first anyway.
     pub const TCP: u32 = 21_600;
     /// TCP, the backend has not answered yet: the client's retries are over (RFC 9293 3.8.3 allows 100 s).
     pub const TCP_OPENING: u32 = 120;
@@ -35,18 +35,8 @@ pub const fn has_departed(bits: u8) -> bool {
     bits & state::DEPARTED != 0
 }
 
-/// The entry of a connection whose backend left its service, from `now` on. Its time is before `now`: no packet
-/// takes the short way past its state.
-#[inline(always)]
-#[must_use]
-pub fn depart<A: Copy>(flow: &Flow<A>, now: u32) -> Flow<A> {
-    Flow {
-        state: flow.state | state::DEPARTED | state::RESET,
-        seen: now.wrapping_sub(1),
-        beat: flow.beat.wrapping_sub(1),
-        ..*flow
-    }
-}
+/// What is added to the state of both entries of a connection whose backend left its service.
+pub const DEPARTURE: u8 = state::DEPARTED | state::RESET;
 
 /// Whether one side has ended the connection. Nobody opens a connection that is still in use, so a SYN with its
 /// addresses is of another one.
@@ -123,6 +113,7 @@ pub const fn tells_end(flags: u8) -> bool {
 pub fn is_quiet<A>(flags: u8, flow: &Flow<A>, beat: u8) -> bool {
     flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
         && flow.beat == beat
+        && !has_departed(flow.state)
         && flow.state & (state::REPLY | state::ESTABLISHED) != state::REPLY
 }
 
@@ -171,8 +162,9 @@ pub(crate) fn record<F: Family, T: Tables<F>>(
     if is_one_way(flow) {
         return true;
     }
-    // Touching the other entry once a tick also keeps it from being evicted under a flow that is alive.
+    // Touching the other entry once a beat also keeps it from being displaced under a flow that is alive. Nothing of its state is
+    // taken back: what user space or a packet of the other direction has just said stays.
     let Some((peer, peer_entry)) = tables.flow(&peer_key(flow, protocol)) else { return false };
-    tables.update(peer_entry, (peer.state & state::REPLY) | (next & !state::REPLY), now);
+    tables.update(peer_entry, peer.state | (next & !state::REPLY), now);
     true
 }

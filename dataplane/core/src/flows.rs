@@ -109,41 +109,55 @@ pub fn add<A: Address, S: Slots<A>>(
     fresh: bool,
 ) -> bool {
     (0..ATTEMPTS).any(|_| match choose(slots, (key, flow), place, fresh) {
-        Some(way) => write(slots, (key, flow), place, way),
+        Some(chosen) => write(slots, (key, flow), place, chosen),
         None => false,
     })
 }
 
-/// The slot to [`write`] a flow to; `None` if it shall be `fresh` and one is there that does not [yield](yields). One half of [`add`]: a program has no stack for
-/// both.
+/// A slot, and the tag it had when it was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// Number of the slot.
+    pub way: u32,
+    /// Its tag.
+    pub tag: u32,
+}
+
+/// The slot to [`write`] a flow to; `None` if it shall be `fresh` and one is there that does not [yield](yields). One half of
+/// [`add`]: a program has no stack for both.
 #[inline(always)]
 pub fn choose<A: Address, S: Slots<A>>(
     slots: S,
     (key, flow): (&FlowKey<A>, &Flow<A>),
     place: Place,
     fresh: bool,
-) -> Option<u32> {
+) -> Option<Chosen> {
     let holders = candidates(slots, place.wanted, MATCH);
     if holders == 0 {
         return Some(spare(slots, place, flow.seen));
     }
-    // One in a hundred thousand flows meets another that looks alike, and takes its place.
+    // One in a hundred thousand flows meets another that looks alike, and takes its place. The tag is read before the entry:
+    // if that is replaced meanwhile, it is not written to.
     let way = lowest(holders);
+    let tag = slots.tag(way);
     let taken = fresh && slots.is_of(way, again(key)) && !yields(key.proto, &slots.flow(way), flow);
-    (!taken).then_some(way)
+    (!taken).then_some(Chosen { way, tag })
 }
 
-/// Writes a flow to a slot, unless somebody else does so or adds the same flow at the same time; whether it was written.
+/// Writes a flow to a slot if it is still what was chosen, unless somebody else adds the same flow at the same time; whether it
+/// was written.
 #[inline(always)]
 pub fn write<A: Address, S: Slots<A>>(
     slots: S,
     (key, flow): (&FlowKey<A>, &Flow<A>),
     place: Place,
-    way: u32,
+    Chosen { way, tag }: Chosen,
 ) -> bool {
     let word = slots.word(way);
-    let tag = tag_of(word);
-    if tag & flow_tag::BUSY != 0 || !slots.exchange(way, word, word_of(tag | flow_tag::BUSY, flow.seen)) {
+    if tag_of(word) != tag
+        || tag & flow_tag::BUSY != 0
+        || !slots.exchange(way, word, word_of(tag | flow_tag::BUSY, flow.seen))
+    {
         return false;
     }
     slots.fill(way, again(key), flow);
@@ -152,7 +166,8 @@ pub fn write<A: Address, S: Slots<A>>(
     if candidates(slots, place.wanted, MATCH) == 1 << way {
         return true;
     }
-    slots.publish(way, word_of(next, flow.seen));
+    // Withdrawn, unless somebody else has taken the slot since it was published.
+    slots.exchange(way, word_of(next | place.wanted, flow.seen), word_of(next, flow.seen));
     false
 }
 
@@ -194,7 +209,8 @@ pub fn search<A: Address, S: Slots<A>>(slots: S, key: &FlowKey<A>, place: Place)
         return None;
     }
     let way = lowest(candidates);
-    slots.is_of(way, again(key)).then(|| (way, slots.tag(way)))
+    let tag = slots.tag(way);
+    (tag & MATCH == place.wanted && slots.is_of(way, again(key))).then_some((way, tag))
 }
 
 /// A key whose words the compiler has to load again: all of them kept would take more stack than there is.
@@ -206,23 +222,33 @@ fn again<A>(key: &FlowKey<A>) -> &FlowKey<A> {
 /// The slot that a new flow takes: a free one, or that of a flow that is missed least. Slots that are busy are somebody
 /// else's: taking one fails.
 #[inline(always)]
-fn spare<A: Address, S: Slots<A>>(slots: S, place: Place, now: u32) -> u32 {
+fn spare<A: Address, S: Slots<A>>(slots: S, place: Place, now: u32) -> Chosen {
     let free = candidates(slots, 0, flow_tag::PROTO | flow_tag::BUSY);
-    if free != 0 { lowest(free) } else { least(slots, place, now) }
+    if free == 0 {
+        let way = least(slots, place, now);
+        return Chosen { way, tag: slots.tag(way) };
+    }
+    let way = lowest(free);
+    // Whoever has taken it since makes `write` fail.
+    Chosen { way, tag: slots.tag(way) & !flow_tag::PROTO }
 }
 
 /// The slot of a flow that is missed little: one that was never answered or is ending, so that a flood of packets that open
 /// flows displaces its own; among these or, without any, among all one that was silent for a while.
 #[inline(always)]
 fn least<A: Address, S: Slots<A>>(slots: S, place: Place, now: u32) -> u32 {
-    let (mut weak, mut old) = (0, 0);
+    let (mut weak, mut old, mut busy) = (0, 0, 0);
     let mut way = 0;
     while way < rolled() {
         weak |= weak_bit(slots.state(way)) << way;
+        busy |= (slots.tag(way) / flow_tag::BUSY & 1) << way;
         old |= old_bit(seen_of(slots.word(way)), now) << way;
         way += 1;
     }
     let any = (1 << WAYS) - 1;
+    // Whoever died with a slot half written has left it busy.
+    weak &= !busy;
+    old &= !busy;
     let among = if weak & old != 0 {
         weak & old
     } else if weak != 0 {

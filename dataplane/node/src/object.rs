@@ -187,9 +187,9 @@ impl Object {
         }
         let ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
         let mut object = Self { ebpf };
-        object.spread_flows()?;
         // A pinned table of another shape is named here; the verifier would only quote instructions.
         object.tables().map_err(|error| error.below(pins.unwrap_or(Path::new(""))))?;
+        object.spread_flows()?;
         for program in PROGRAMS {
             object
                 .classifier(program)?

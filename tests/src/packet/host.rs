@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use portolan_abi::{Flow, FlowKey, counter, exit, state};
 use portolan_core::Family as _;
-use portolan_core::conntrack::depart;
+use portolan_core::conntrack::DEPARTURE;
 use portolan_core::{Hook, Reason, V4, V6, Verdict};
 
 use super::check;
@@ -79,7 +79,7 @@ impl<F: Tested> Machine<F> for Host<F> {
     }
 
     fn depart(&mut self) {
-        self.tables.flows.borrow_mut().values_mut().for_each(|flow| *flow = depart(flow, self.now));
+        self.tables.flows.borrow_mut().values_mut().for_each(|flow| flow.state |= DEPARTURE);
     }
 
     fn run(&mut self, place: Place, frame: &[u8]) -> Seen {

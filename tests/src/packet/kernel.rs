@@ -6,9 +6,9 @@ use std::thread;
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use portolan_abi::{Affinity, Backend, Flow, FlowKey, Fragment, Service};
-use portolan_core::conntrack::depart;
+use portolan_core::conntrack::DEPARTURE;
 use portolan_core::{Address as _, Hook};
-use portolan_node::clock::ticks;
+use portolan_node::maps::Visit;
 use portolan_node::{Object, Sizes, Tables, clock};
 
 use super::family::Tested;
@@ -163,7 +163,7 @@ impl Kernel {
         }
         replace(&tables.frontends, &[]);
         replace(&tables.endpoints, &[]);
-        tables.flows.sweep(|_, _| false).expect("the flow table can be swept");
+        tables.flows.sweep(|_, _| Visit::Remove).expect("the flow table can be swept");
         replace(&tables.affinity, &[]);
         replace(&tables.fragments, &[]);
         replace(&tables.sources, &[]);
@@ -236,9 +236,7 @@ impl<F: Tested> Machine<F> for Kernel {
 
     fn depart(&mut self) {
         let flows = &F::tables(&self.tables).flows;
-        for (key, flow) in flows.dump().expect("the table can be read") {
-            flows.insert(&key, &depart(&flow, ticks())).expect("an entry can be replaced");
-        }
+        flows.sweep(|_, _| Visit::Mark(DEPARTURE)).expect("the flow table can be swept");
     }
 
     fn run(&mut self, place: Place, frame: &[u8]) -> Seen {

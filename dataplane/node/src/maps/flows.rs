@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
 use aya::maps::MapData;
 use portolan_abi::{FLOW_WAYS, Flow, FlowBucket, FlowHash, FlowKey, FlowSlot};
@@ -115,17 +115,16 @@ impl<A: Address> FlowTable<A> {
     pub fn each(&self, mut each: impl FnMut(FlowKey<A>, Flow<A>)) -> Result<(), MapError> {
         self.sweep(|key, flow| {
             each(*key, *flow);
-            true
+            Visit::Keep
         })
         .map(drop)
     }
 
-    /// Removes the entries that are not to stay, but for those that a packet refreshes or replaces meanwhile; the number
-    /// of those removed.
+    /// Visits all entries. Those to be removed stay if a packet refreshes or replaces them meanwhile; the number of those removed.
     ///
     /// # Errors
     /// As [`get`](Self::get).
-    pub fn sweep(&self, mut stays: impl FnMut(&FlowKey<A>, &Flow<A>) -> bool) -> Result<usize, MapError> {
+    pub fn sweep(&self, mut visit: impl FnMut(&FlowKey<A>, &Flow<A>) -> Visit) -> Result<usize, MapError> {
         let mut removed = 0;
         let mut first = 0;
         while first < self.hash.buckets {
@@ -133,8 +132,20 @@ impl<A: Address> FlowTable<A> {
             let window = self.window(first, count)?;
             for bucket in (first..first + count).map(|number| window.bucket(number)) {
                 for way in 0..FLOW_WAYS as u32 {
-                    let over = |key: &FlowKey<A>, flow: &Flow<A>| !stays(key, flow);
+                    let tag = bucket.tag(way);
+                    let mut bits = 0;
+                    let over = |key: &FlowKey<A>, flow: &Flow<A>| match visit(key, flow) {
+                        Visit::Keep => false,
+                        Visit::Remove => true,
+                        Visit::Mark(marks) => {
+                            bits = marks;
+                            false
+                        }
+                    };
                     removed += usize::from(flows::remove_if(bucket, way, over));
+                    if bits != 0 && bucket.tag(way) == tag {
+                        bucket.mark(way, bits);
+                    }
                 }
             }
             first += count;
@@ -145,6 +156,17 @@ impl<A: Address> FlowTable<A> {
     fn window(&self, first: u32, count: u32) -> Result<Window<A>, MapError> {
         Window::new(&self.map, first, count).map_err(|error| MapError::kernel("mapping", &self.name, error))
     }
+}
+
+/// What [`FlowTable::sweep`] does with an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visit {
+    /// Nothing.
+    Keep,
+    /// Removes it.
+    Remove,
+    /// Adds bits to its [state](portolan_abi::state), where it is. A packet that was reading it just then may take them back.
+    Mark(u8),
 }
 
 /// Some buckets, mapped.
@@ -230,6 +252,12 @@ impl<A: Address> Bucket<'_, A> {
         // SAFETY: tag and time are one aligned word of the mapping, and everybody who changes it while others may does so
         // atomically or by single stores to its halves.
         unsafe { AtomicU64::from_ptr((&raw mut (*self.slot(way)).tag).cast()) }
+    }
+
+    /// Adds bits to the state of a slot.
+    fn mark(self, way: u32, bits: u8) {
+        // SAFETY: the byte is inside of the mapping, and everybody who changes it does so by single stores.
+        unsafe { AtomicU8::from_ptr(&raw mut (*self.slot(way)).flow.state) }.fetch_or(bits, Ordering::SeqCst);
     }
 
     /// A copy of a field, which somebody may write at the same time: the slot's tag tells. `field` is given a slot inside of

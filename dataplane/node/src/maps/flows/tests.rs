@@ -68,7 +68,7 @@ fn an_entry_that_is_refreshed_while_it_is_swept_stays() {
         table.insert(&key, &flow(&key, 0, 100)).unwrap();
         let removed = table.sweep(|key, flow| {
             table.insert(key, &Flow { seen: flow.seen + 1, ..*flow }).unwrap();
-            false
+            Visit::Remove
         });
         assert_eq!(removed.unwrap(), 0);
         assert_eq!(table.get(&key).unwrap().map(|flow| flow.seen), Some(101));
@@ -82,8 +82,12 @@ fn all_that_is_written_is_listed_until_it_is_swept() {
         table.insert_all(keys.iter().map(|key| (*key, flow(key, 0, 1)))).unwrap();
         let listed: BTreeMap<_, _> = table.dump().unwrap().into_iter().collect();
         assert_eq!(listed.len(), keys.len());
+        let odd = |key: &Key, _: &Flow<_>| match key.src.0[0].to_be() & 1 {
+            0 => Visit::Keep,
+            _ => Visit::Remove,
+        };
         assert!(keys.iter().all(|key| listed.get(key) == Some(&flow(key, 0, 1))));
-        assert_eq!(table.sweep(|key, _| key.src.0[0].to_be() & 1 == 0).unwrap(), 500);
+        assert_eq!(table.sweep(odd).unwrap(), 500);
         assert_eq!(table.dump().unwrap().len(), 500);
         assert!(keys.iter().all(|key| table.get(key).unwrap().is_some() == (key.src.0[0].to_be() & 1 == 0)));
     });
@@ -159,5 +163,16 @@ fn many_writers_at_once_leave_each_key_at_most_once_and_no_entry_mixed_up() {
         let keys: HashSet<Key> = left.iter().map(|(key, _)| *key).collect();
         assert_eq!(keys.len(), left.len(), "no key is there twice");
         assert!(left.iter().all(|(key, found)| Flow { seen: 0, ..*found } == flow(key, 0, 0)));
+    });
+}
+
+#[test]
+fn a_mark_is_added_to_what_the_state_says() {
+    with_table(4096, |table| {
+        let key = key(7, 1);
+        let marked = state::RESET | state::CLIENT_FIN;
+        table.insert(&key, &Flow { state: state::CLIENT_FIN, ..flow(&key, 0, 100) }).unwrap();
+        assert_eq!(table.sweep(|_, _| Visit::Mark(state::RESET)).unwrap(), 0, "nothing is removed");
+        assert_eq!(table.get(&key).unwrap().map(|flow| flow.state), Some(marked));
     });
 }
