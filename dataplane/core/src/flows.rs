@@ -241,7 +241,7 @@ fn least<A: Address, S: Slots<A>>(slots: S, place: Place, now: u32) -> u32 {
     let mut way = 0;
     while way < rolled() {
         weak |= weak_bit(slots.state(way)) << way;
-        busy |= (slots.tag(way) / flow_tag::BUSY & 1) << way;
+        busy |= ((slots.tag(way) / flow_tag::BUSY) & 1) << way;
         old |= old_bit(seen_of(slots.word(way)), now) << way;
         way += 1;
     }

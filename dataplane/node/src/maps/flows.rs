@@ -102,7 +102,7 @@ impl<A: Address> FlowTable<A> {
     ///
     /// # Errors
     /// As [`get`](Self::get).
-    pub fn dump(&self) -> Result<Vec<(FlowKey<A>, Flow<A>)>, MapError> {
+    pub fn dump(&self) -> Result<Vec<Entry<A>>, MapError> {
         let mut all = Vec::new();
         self.each(|key, flow| all.push((key, flow)))?;
         Ok(all)
@@ -157,6 +157,9 @@ impl<A: Address> FlowTable<A> {
         Window::new(&self.map, first, count).map_err(|error| MapError::kernel("mapping", &self.name, error))
     }
 }
+
+/// A flow's key and what becomes of its packets.
+pub type Entry<A> = (FlowKey<A>, Flow<A>);
 
 /// What [`FlowTable::sweep`] does with an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

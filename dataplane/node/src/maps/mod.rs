@@ -13,7 +13,7 @@ use portolan_abi::{Config, Service, counter};
 use portolan_core::{V4, V6};
 
 pub use family::{FamilyTables, NodeFamily};
-pub use flows::{FlowTable, Visit};
+pub use flows::{Entry, FlowTable, Visit};
 pub use hash::Hash;
 pub use mapped::{Mapped, Set};
 
