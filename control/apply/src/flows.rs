@@ -64,27 +64,7 @@ pub fn collect(tables: &Tables, stale: &Stale, now: u32) -> Result<Collected, Ma
     })
 }
 
-/// [`visit_family`], again while something was stale: a packet may have written anew the entry of one direction before that of the
-/// other was reached.
 fn collect_family<F: NodeFamily>(
-    family: &FamilyTables<F>,
-    tables: &Tables,
-    stale: &Stale,
-    now: u32,
-) -> Result<Collected, MapError> {
-    let mut found = visit_family(family, tables, stale, now)?;
-    let mut last = found.stale;
-    for _ in 0..4 {
-        if last == 0 {
-            break;
-        }
-        last = visit_family(family, tables, stale, now)?.stale;
-        found.stale += last;
-    }
-    Ok(found)
-}
-
-fn visit_family<F: NodeFamily>(
     family: &FamilyTables<F>,
     tables: &Tables,
     stale: &Stale,
