@@ -39,13 +39,21 @@ impl Asker {
         // A socket may be told that it is connected no more; then programs connect it again.
         match self.socket.send(b"ping") {
             Err(error) if error.kind() != ErrorKind::ConnectionRefused => {
-                self.socket.connect(self.to).ok()?
+                self.socket.connect(self.to).ok()?;
+                self.forget_answers().ok()?;
             }
             other => drop(other.ok()?),
         }
         let mut buffer = [0; 512];
         let len = self.socket.recv(&mut buffer).ok()?;
         Some(String::from_utf8_lossy(&buffer[..len]).split(' ').next()?.to_owned())
+    }
+
+    /// Reads what has arrived: a socket that is ended between a question and its answer keeps the answer.
+    fn forget_answers(&self) -> std::io::Result<()> {
+        self.socket.set_nonblocking(true)?;
+        while self.socket.recv(&mut [0; 512]).is_ok() {}
+        self.socket.set_nonblocking(false)
     }
 
     fn is_answered_by(&self, server: &str) -> Result<()> {
