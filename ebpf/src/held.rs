@@ -10,8 +10,8 @@ use portolan_abi::{Held, Peer};
 
 use crate::socket::SOCKET_PEER;
 
-/// `struct bpf_iter__udp`, and the beginning of `struct bpf_iter__tcp`. There is an iterator over the storage itself (`bpf_sk_storage_map`), but kernels refuse it
-/// that have this one.
+/// `struct bpf_iter__udp`, and the beginning of `struct bpf_iter__tcp`. There is an iterator over the storage itself
+/// (`bpf_sk_storage_map`), but kernels refuse it that have these.
 #[repr(C)]
 pub struct Context {
     meta: *const Meta,

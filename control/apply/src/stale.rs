@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use portolan_abi::{Flow, FlowKey, Ring, state};
+use portolan_abi::{Flow, FlowKey, state};
 use portolan_core::conntrack::is_closed;
 use portolan_core::wire::{proto, split_ports};
 use portolan_model::Protocol;
@@ -13,7 +13,7 @@ use portolan_node::maps::NodeFamily;
 use portolan_node::{FamilyTables, Tables};
 use portolan_plan::{BackendAddr, ServicePlan, ServicePort};
 
-use crate::applier::{Applier, Installed};
+use crate::applier::Applier;
 
 /// Services whose flows may point to a backend they no longer have.
 #[derive(Debug, Default)]
@@ -102,7 +102,7 @@ impl Stale {
         tables: &Tables,
     ) -> Option<Fate> {
         if key.proto == u32::from(proto::UDP) {
-            let lost = self.udp.contains(&flow.service) && !is_member(flow, tables);
+            let lost = self.udp.contains(&flow.service) && !tables.draws(flow.service, flow.backend);
             return lost.then_some(Fate::Stale);
         }
         let port = self.tcp.get(&flow.service)?;
@@ -113,7 +113,8 @@ impl Stale {
         let (addr, number) = backend(key, flow);
         let kept = port.as_ref().is_some_and(|port| port.keeps(F::ip(addr), number));
         // A backend that came since the plan was taken.
-        let fresh = || is_member(flow, tables) && has_record(addr, number, flow.backend, family);
+        let fresh =
+            || tables.draws(flow.service, flow.backend) && has_record(addr, number, flow.backend, family);
         (!kept && !fresh()).then_some(Fate::Reset)
     }
 }
@@ -126,16 +127,6 @@ fn backend<A: Copy>(key: &FlowKey<A>, flow: &Flow<A>) -> (A, u16) {
         (flow.dst, split_ports(flow.ports).1)
     };
     (addr, u16::from_be(port))
-}
-
-/// Whether a flow's backend is in one of its service's rings.
-fn is_member<A>(flow: &Flow<A>, tables: &Tables) -> bool {
-    if flow.service >= tables.services.len() {
-        return false;
-    }
-    let service = tables.services.read(flow.service);
-    let has = |ring: Ring| tables.slab.slice(ring.offset(), ring.len()).contains(&flow.backend);
-    has(service.cluster) || has(service.local)
 }
 
 /// Whether a backend's record is still of this address and port: it may have been given to another.
@@ -168,10 +159,10 @@ impl Applier {
     #[must_use]
     pub fn connections(&self) -> Connections {
         let mut found = HashMap::default();
-        for Installed { plan, slots } in self.installed.values() {
-            for (at, (port, slot)) in plan.ports.iter().zip(slots).enumerate() {
+        for installed in self.installed.values() {
+            for (at, (port, slot)) in installed.ports().enumerate() {
                 if port.name.protocol == Protocol::Tcp {
-                    found.insert(slot.index, Port { plan: Arc::clone(plan), at });
+                    found.insert(slot.index, Port { plan: Arc::clone(&installed.plan), at });
                 }
             }
         }
@@ -182,10 +173,10 @@ impl Applier {
     /// that a change should have removed, and did not, would go on for ever.
     pub fn suspect_flows(&mut self) {
         let mut gone: HashSet<u32, RandomState> = (0..self.tables.services.len()).collect();
-        for Installed { plan, slots } in self.installed.values() {
-            for (at, (port, slot)) in plan.ports.iter().zip(slots).enumerate() {
+        for installed in self.installed.values() {
+            for (at, (port, slot)) in installed.ports().enumerate() {
                 gone.remove(&slot.index);
-                self.stale.suspect(slot.index, port, Some((plan, at)));
+                self.stale.suspect(slot.index, port, Some((&installed.plan, at)));
             }
         }
         self.stale.udp.extend(gone);

@@ -1,8 +1,9 @@
 //! Connected sockets, and ending those whose backend is not there any more.
 //!
 //! What is sent on such a UDP socket would vanish: the kernel tells nobody. A socket that is ended tells its owner at
-//! once (`ECONNABORTED`), who connects again and gets another backend; one of TCP resets its peer as well. Sockets are listed and ended in one network
-//! namespace after the other (sock_diag(7)); which of them have a backend says [`HeldSockets`].
+//! once (`ECONNABORTED`), who connects again and gets another backend; one of TCP resets its peer as well. Sockets are
+//! listed and ended in one network namespace after the other (sock_diag(7)); which of them have a backend says
+//! [`HeldSockets`].
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, bail};
-use portolan_abi::{Peer, Ring, backend_flag};
+use portolan_abi::{Peer, backend_flag};
 use portolan_apply::Connections;
 use portolan_core::socket::{Remembered, is_v4, recall};
 use portolan_core::{V4, V6};
@@ -141,17 +141,7 @@ fn is_served(peer: &Peer, tables: &Tables) -> bool {
         record.flags & backend_flag::LIVE != 0 && record.addr == chosen.addr && record.port == chosen.port
     }
     let is_live = if is_v4(&peer.chosen) { is_live(peer, &tables.v4) } else { is_live(peer, &tables.v6) };
-    is_live && is_member(peer, tables)
-}
-
-fn is_member(peer: &Peer, tables: &Tables) -> bool {
-    if peer.service >= tables.services.len() {
-        return false;
-    }
-    let service = tables.services.read(peer.service);
-    let has =
-        |ring: Ring| (0..ring.len()).any(|place| tables.slab.read(ring.offset() + place) == peer.backend);
-    has(service.cluster) || has(service.local)
+    is_live && tables.draws(peer.service, peer.backend)
 }
 
 #[cfg(test)]

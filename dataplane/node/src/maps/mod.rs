@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, PerCpuArray};
-use portolan_abi::{Config, Service, counter};
+use portolan_abi::{Config, Ring, Service, counter};
 use portolan_core::{V4, V6};
 
 pub use family::{FamilyTables, NodeFamily};
@@ -157,6 +157,17 @@ impl Tables {
             v6: FamilyTables::from(get, hash)?,
             counters,
         })
+    }
+
+    /// Whether a backend is in one of a service's rings, by their indexes.
+    #[must_use]
+    pub fn draws(&self, service: u32, backend: u32) -> bool {
+        if service >= self.services.len() {
+            return false;
+        }
+        let service = self.services.read(service);
+        let has = |ring: Ring| (0..ring.len()).any(|place| self.slab.read(ring.offset() + place) == backend);
+        has(service.cluster) || has(service.local)
     }
 
     /// Packets by outcome, summed over all CPUs, in the order of [`counter::ALL`].
