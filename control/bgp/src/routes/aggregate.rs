@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::canonical;
+
 /// How long prefixes are, in bits. An address is announced with those around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Aggregation {
@@ -32,8 +34,7 @@ pub fn aggregate(
             IpAddr::V4(_) => aggregation.ipv4.min(32),
             IpAddr::V6(_) => aggregation.ipv6.min(128),
         };
-        let around = IpNetwork::new(address, len).ok()?;
-        IpNetwork::new(around.network(), len).ok()
+        IpNetwork::new(address, len).ok().map(canonical)
     };
     addresses.into_iter().filter_map(prefix).collect()
 }
