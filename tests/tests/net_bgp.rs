@@ -8,25 +8,7 @@ use portolan_tests::lab::{
     Brand, Cluster, NODE_ADDRESSES, Neighbor, Router, SERVICE_ADDRESSES, Speaking, WebServer, get, poll,
 };
 
-/// Each claim holds for each router.
-macro_rules! with_both_routers {
-    ($($claim:ident)*) => {
-        mod bird {
-            $(#[test]
-            fn $claim() -> anyhow::Result<()> {
-                super::$claim(portolan_tests::lab::Brand::Bird)
-            })*
-        }
-        mod frr {
-            $(#[test]
-            fn $claim() -> anyhow::Result<()> {
-                super::$claim(portolan_tests::lab::Brand::Frr)
-            })*
-        }
-    };
-}
-
-with_both_routers! {
+portolan_tests::with_both_routers! {
     a_router_learns_both_families_over_ipv4
     a_router_learns_both_families_over_ipv6
     a_router_of_the_same_as_learns_the_preference

@@ -9,25 +9,7 @@ use anyhow::{Context, Result, ensure};
 use portolan_bgp::{Identity, Peer, State};
 use portolan_tests::lab::{Brand, Cluster, NODE_ADDRESSES, Neighbor, Router, Speaking};
 
-/// Each claim holds for each router.
-macro_rules! with_both_routers {
-    ($($claim:ident)*) => {
-        mod bird {
-            $(#[test]
-            fn $claim() -> anyhow::Result<()> {
-                super::$claim(portolan_tests::lab::Brand::Bird)
-            })*
-        }
-        mod frr {
-            $(#[test]
-            fn $claim() -> anyhow::Result<()> {
-                super::$claim(portolan_tests::lab::Brand::Frr)
-            })*
-        }
-    };
-}
-
-with_both_routers! {
+portolan_tests::with_both_routers! {
     routes_stay_while_the_speaker_restarts
     a_speaker_that_withdraws_takes_its_routes_along_and_says_why
     a_cut_link_is_noticed_after_the_hold_time

@@ -1,7 +1,7 @@
 //! Connections to a backend that left its service though it still answers: kept, or reset at both ends, as the agent is told.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -101,12 +101,6 @@ fn beside(own: usize, condition: Option<Condition>) -> [Option<Condition>; 2] {
     std::array::from_fn(|index| if index == own { condition } else { Some(Condition::Ready) })
 }
 
-fn listen(shop: &Shop, index: usize) -> Result<TcpListener> {
-    let netns = &shop.backends[index].pod.netns;
-    let bind = || netns.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080))).ok()?.ok();
-    poll(Duration::from_secs(3), "the port is free", bind)
-}
-
 fn only(own: usize) -> [Option<Condition>; 2] {
     std::array::from_fn(|index| (index == own).then_some(Condition::Ready))
 }
@@ -123,7 +117,7 @@ fn connections_to_a_backend_that_left_are_reset_at_both_ends_if_the_agent_is_tol
     let shop = open("reset")?;
     for own in [0, 1] {
         publish(&shop, only(own))?;
-        let listener = listen(&shop, own)?;
+        let listener = shop.backends[own].pod.netns.listen(8080)?;
         let mut connections = connect_all(&shop, &listener)?;
         all_work(&mut connections, "at first")?;
         for condition in [Condition::Terminating, Condition::NotReady] {
@@ -153,7 +147,7 @@ fn connections_to_a_backend_that_left_are_kept_otherwise() -> Result<()> {
     let shop = open("keep")?;
     for own in [0, 1] {
         publish(&shop, only(own))?;
-        let listener = listen(&shop, own)?;
+        let listener = shop.backends[own].pod.netns.listen(8080)?;
         let mut connections = connect_all(&shop, &listener)?;
         publish(&shop, beside(own, None))?;
         all_work(&mut connections, "after its backend left")?;
@@ -168,7 +162,7 @@ fn connections_to_a_backend_that_left_are_kept_otherwise() -> Result<()> {
 fn a_backend_that_left_while_its_agent_was_away_is_found_by_the_next_one() -> Result<()> {
     let mut shop = open("reset")?;
     publish(&shop, only(1))?;
-    let listener = listen(&shop, 1)?;
+    let listener = shop.backends[1].pod.netns.listen(8080)?;
     let mut connections = connect_all(&shop, &listener)?;
     shop.agents[0].kill()?;
     shop.publish(|index| (index == 0).then_some(Condition::Ready))?;

@@ -1,21 +1,19 @@
 //! Ways that are narrower than an interface: the sender is told, by whoever can.
 
 use std::io::Write;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use portolan_tests::lab::{
-    AgentOptions, Cluster, NODE_ADDRESSES, Netns, Shop, cluster_address, node_address, poll, public_address,
+    AgentOptions, Cluster, NODE_ADDRESSES, Netns, Shop, cluster_address, node_address, public_address,
 };
 
 const FAMILIES: [bool; 2] = [false, true];
 
 /// Sends a megabyte to a service whose one backend has nothing on port 8080; how much came there.
 fn upload(from: &Netns, to: SocketAddr, backend: &Netns) -> Result<u64> {
-    // A child process that another test has just forked has the last listener for a moment, too.
-    let bind = || backend.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080))).ok()?.ok();
-    let listener = poll(Duration::from_secs(3), "the port is free", bind)?;
+    let listener = backend.listen(8080)?;
     let receiver = std::thread::spawn(move || -> std::io::Result<u64> {
         let (mut stream, _) = listener.accept()?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;

@@ -1,17 +1,19 @@
 //! Network namespaces.
 
 use std::fs::File;
+use std::net::{Ipv6Addr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{cgroup, run};
+use super::{cgroup, poll, run};
 
 /// A named network namespace, removed with everything in it when dropped.
 #[derive(Debug)]
@@ -106,6 +108,16 @@ impl Netns {
     /// The namespace cannot be entered, or `work` panics.
     pub fn enter<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         self.spawn(work)?.join().map_err(|_| anyhow::anyhow!("work in {} panicked", self.name))
+    }
+
+    /// A listener for TCP over both families, once the port is free: a child process that another test has just forked has
+    /// the last listener for a moment, too.
+    ///
+    /// # Errors
+    /// The port stays taken.
+    pub fn listen(&self, port: u16) -> Result<TcpListener> {
+        let bind = || self.enter(move || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))).ok()?.ok();
+        poll(Duration::from_secs(3), "the port is free", bind)
     }
 
     /// As [`enter`](Self::enter), without waiting for the end.

@@ -22,9 +22,23 @@ pub enum Brand {
     Frr,
 }
 
-impl Brand {
-    /// Both.
-    pub const ALL: [Brand; 2] = [Brand::Bird, Brand::Frr];
+/// Makes of each claim, a function of a [`Brand`], a test for either router.
+#[macro_export]
+macro_rules! with_both_routers {
+    ($($claim:ident)*) => {
+        mod bird {
+            $(#[test]
+            fn $claim() -> anyhow::Result<()> {
+                super::$claim($crate::lab::Brand::Bird)
+            })*
+        }
+        mod frr {
+            $(#[test]
+            fn $claim() -> anyhow::Result<()> {
+                super::$claim($crate::lab::Brand::Frr)
+            })*
+        }
+    };
 }
 
 /// A neighbor in a router's configuration.
