@@ -10,6 +10,7 @@ use aya_ebpf::helpers::generated::{
 use portolan_abi::{counter, exit};
 use portolan_core::answer::{QUOTED, Rejection, awaiting, may_await, unreachable_checksum};
 use portolan_core::checksum;
+use portolan_core::egress::{identifier, identifier_at};
 use portolan_core::icmp::{Translation, echo_reply, quoted_at};
 use portolan_core::wire::{ETHERNET, Frame, Kind, Packet, parse, proto};
 use portolan_core::{Address, Choice, Exit, Family, Hook, Rewrite, Verdict, gateway_mac, refusal};
@@ -196,6 +197,35 @@ fn correct_by_kernel(
     }
 }
 
+/// Translates an ICMP echo, with the identifier that its ports are, and sends it.
+#[inline(always)]
+pub fn forward_echo<F: Family>(
+    skb: *mut __sk_buff,
+    hook: Hook,
+    packet: &Packet<F>,
+    rewrite: &Rewrite<F::Addr>,
+    exit: Exit,
+) -> Done {
+    let frame = Linear::new(skb);
+    let (at, sum) = (identifier_at::<F>(), (ETHERNET + F::HEADER_LEN + 2) as u32);
+    let Some(header) = F::header(&frame, ETHERNET) else { return Done::failed() };
+    let Some(old) = frame.half(at) else { return Done::failed() };
+    let header = F::rewrite(header, rewrite.src, rewrite.dst, rewrite.ttl);
+    let new = identifier(rewrite.ports);
+    if !address(skb, hook, exit) || !frame.write(ETHERNET, header) || !frame.write(at, new) {
+        return Done::failed();
+    }
+    let key = &packet.key;
+    let addresses = key.src.difference(rewrite.src) + key.dst.difference(rewrite.dst);
+    // SAFETY: the context is the program's own; the helpers check the offset.
+    let failed = unsafe {
+        bpf_l4_csum_replace(skb, sum, u64::from(old), u64::from(new), 2) != 0
+            || (F::ICMP_PSEUDO
+                && bpf_l4_csum_replace(skb, sum, 0, u64::from(addresses), u64::from(BPF_F_PSEUDO_HDR)) != 0)
+    };
+    if failed { Done::failed() } else { leave(hook, exit, exit.outcome()) }
+}
+
 /// Translates a piece without ports and sends it.
 #[inline(always)]
 pub fn forward_later<F: Family>(
@@ -329,7 +359,7 @@ pub fn resize(skb: *mut __sk_buff, len: usize) -> bool {
 /// Writes the Ethernet addresses that the way out needs; the others are left to the kernel.
 #[inline(always)]
 pub fn address(skb: *mut __sk_buff, hook: Hook, exit: Exit) -> bool {
-    if (exit.kind != exit::POD && exit.kind != exit::HOST) || hook == Hook::PodEgress {
+    if !matches!(exit.kind, exit::POD | exit::HOST | exit::OVERLAY) || hook == Hook::PodEgress {
         return true;
     }
     let ([a, b, c], [d, e, f]) = (exit.mac, gateway_mac());
@@ -348,7 +378,7 @@ pub fn leave(hook: Hook, exit: Exit, outcome: u32) -> Done {
         match exit.kind {
             // Straight into the pod's namespace, past the host's side; that exists on arrival only.
             exit::POD if hook.is_ingress() => bpf_redirect_peer(exit.ifindex, 0),
-            exit::POD => bpf_redirect(exit.ifindex, 0),
+            exit::POD | exit::OVERLAY => bpf_redirect(exit.ifindex, 0),
             exit::UPLINK | exit::TUNNEL => bpf_redirect_neigh(exit.ifindex, core::ptr::null_mut(), 0, 0),
             exit::HOST => bpf_redirect(exit.ifindex, u64::from(BPF_F_INGRESS)),
             _ => return Done::new(outcome, TC_ACT_UNSPEC),

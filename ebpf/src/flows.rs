@@ -4,9 +4,11 @@ use core::arch::asm;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xchg};
 use core::ptr::{null_mut, read_volatile};
 
-use aya_ebpf::helpers::generated::bpf_jiffies64;
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 use portolan_abi::{BEAT, FLOW_WAYS, Flow, FlowBucket, FlowKey, FlowSlot, Words};
 use portolan_core::flows::{self, ATTEMPTS, Chosen, Place, Slots, place, search};
+use portolan_core::wire::proto;
 use portolan_core::{Address, V4, V6};
 
 use crate::maps::{FLOW_HASH, Kernel};
@@ -73,13 +75,58 @@ const NOWHERE: u32 = u32::MAX;
 /// What [`choose`] says where there is no slot: no tag is busy alone.
 const NONE: u64 = u64::MAX;
 
+/// What an entry may take the place of.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// One of the same key.
+    Any = 0,
+    /// One of the same key that yields.
+    New = 1,
+    /// As [`New`](Self::New), if no socket of the host takes what has its key.
+    Unbound = 2,
+}
+
+/// `BPF_F_CURRENT_NETNS`: that of the packet's device.
+const THIS_NAMESPACE: u64 = -1i64 as u64;
+
+/// Whether a socket of the host takes packets of this flow.
+#[inline(always)]
+fn is_bound<A>(skb: *mut __sk_buff, key: &FlowKey<A>) -> bool {
+    // A flow's key begins as the kernel's `bpf_sock_tuple` is.
+    let len = 2 * size_of::<A>() as u32 + 4;
+    let tuple = (&raw const *key).cast_mut().cast();
+    // SAFETY: the context is the program's own; the helpers read the bytes before the protocol. What they return is given back
+    // at once.
+    unsafe {
+        let socket = match key.proto as u8 {
+            proto::TCP => bpf_skc_lookup_tcp(skb.cast(), tuple, len, THIS_NAMESPACE, 0),
+            proto::UDP => bpf_sk_lookup_udp(skb.cast(), tuple, len, THIS_NAMESPACE, 0),
+            _ => return false,
+        };
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket.cast());
+    }
+    true
+}
+
 /// The slot to write a flow to, and its tag in the upper half; or [`NONE`].
 #[inline(always)]
-pub fn choose<F: Kernel>(key: *const FlowKey<F::Addr>, flow: *const Flow<F::Addr>, fresh: u32) -> u64 {
+pub fn choose<F: Kernel>(
+    skb: *mut __sk_buff,
+    key: *const FlowKey<F::Addr>,
+    flow: *const Flow<F::Addr>,
+    entry: u32,
+) -> u64 {
     // SAFETY: callers pass references; the verifier checks the size of what is behind them.
     let (Some(key), Some(flow)) = (unsafe { (key.as_ref(), flow.as_ref()) }) else { return NONE };
+    if entry == Entry::Unbound as u32 && is_bound(skb, key) {
+        return NONE;
+    }
     let Some((bucket, place)) = bucket::<F>(key) else { return NONE };
-    match flows::choose(bucket, (key, flow), place, fresh != 0) {
+    match flows::choose(bucket, (key, flow), place, entry != Entry::Any as u32) {
         Some(Chosen { way, tag }) => u64::from(tag) << 32 | u64::from(way),
         None => NONE,
     }
@@ -95,12 +142,17 @@ pub fn write<F: Kernel>(key: *const FlowKey<F::Addr>, flow: *const Flow<F::Addr>
     u32::from(flows::write(bucket, (key, flow), place, chosen))
 }
 
-/// Adds a flow, or replaces it unless `fresh`; whether it was written.
+/// Adds a flow, or replaces one; whether it was written.
 #[inline(always)]
-pub fn add<F: Functions>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, fresh: bool) -> bool {
+pub fn add<F: Functions>(
+    skb: *mut __sk_buff,
+    key: &FlowKey<F::Addr>,
+    flow: &Flow<F::Addr>,
+    entry: Entry,
+) -> bool {
     let mut attempt = 0;
     while attempt < attempts() {
-        let chosen = F::choose_slot(key, flow, u32::from(fresh));
+        let chosen = F::choose_slot(skb, key, flow, entry as u32);
         if chosen == NONE {
             return false;
         }
@@ -127,7 +179,12 @@ pub trait Functions: Kernel {
     /// See [`find`].
     fn find_slot(key: &FlowKey<Self::Addr>) -> u32;
     /// See [`choose`].
-    fn choose_slot(key: &FlowKey<Self::Addr>, flow: &Flow<Self::Addr>, fresh: u32) -> u64;
+    fn choose_slot(
+        skb: *mut __sk_buff,
+        key: &FlowKey<Self::Addr>,
+        flow: &Flow<Self::Addr>,
+        entry: u32,
+    ) -> u64;
     /// See [`write`].
     fn write_slot(key: &FlowKey<Self::Addr>, flow: &Flow<Self::Addr>, chosen: u64) -> bool;
 }
@@ -144,8 +201,13 @@ macro_rules! functions {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $choose(key: *const FlowKey<$addr>, flow: *const Flow<$addr>, fresh: u32) -> u64 {
-            choose::<$family>(key, flow, fresh)
+        extern "C" fn $choose(
+            skb: *mut __sk_buff,
+            key: *const FlowKey<$addr>,
+            flow: *const Flow<$addr>,
+            entry: u32,
+        ) -> u64 {
+            choose::<$family>(skb, key, flow, entry)
         }
 
         #[unsafe(no_mangle)]
@@ -161,8 +223,13 @@ macro_rules! functions {
             }
 
             #[inline(always)]
-            fn choose_slot(key: &FlowKey<$addr>, flow: &Flow<$addr>, fresh: u32) -> u64 {
-                $choose(key, flow, fresh)
+            fn choose_slot(
+                skb: *mut __sk_buff,
+                key: &FlowKey<$addr>,
+                flow: &Flow<$addr>,
+                entry: u32,
+            ) -> u64 {
+                $choose(skb, key, flow, entry)
             }
 
             #[inline(always)]

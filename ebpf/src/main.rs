@@ -12,6 +12,7 @@ mod flows;
 mod frame;
 mod held;
 mod maps;
+mod overlay;
 #[expect(
     clippy::needless_borrows_for_generic_args,
     reason = "what is handed over by value is copied to the stack, which has no room for it"
@@ -61,6 +62,18 @@ pub fn to_service(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn to_loopback(ctx: TcContext) -> i32 {
     run::classify(&ctx, Hook::Loopback)
+}
+
+/// What arrives by the overlay: tcx ingress on its device.
+#[classifier]
+pub fn from_overlay(ctx: TcContext) -> i32 {
+    overlay::receive(&ctx)
+}
+
+/// What leaves by the overlay: tcx egress on its device.
+#[classifier]
+pub fn to_overlay(ctx: TcContext) -> i32 {
+    overlay::send(&ctx)
 }
 
 /// What sockets connect to, IPv4.

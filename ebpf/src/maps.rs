@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use portolan_abi::{
     Affinity, AffinityKey, Backend, Config, Early, EarlyKey, Endpoint, Event, FlowBucket, FlowHash, Fragment,
-    FragmentKey, Frontend, FrontendKey, Service, SlabLine, Trace, Words, counter,
+    FragmentKey, Frontend, FrontendKey, Realm, Service, SlabLine, Trace, Words, counter,
 };
 use portolan_core::{Family, V4, V6};
 
@@ -28,6 +28,8 @@ const FLOW_BUCKETS: usize = 1 << 16;
 
 /// Source ranges of all services of one family.
 const SOURCES: usize = 1 << 14;
+/// Prefixes of the cluster in one family: two for each node, and a few.
+const REALMS: usize = 1 << 15;
 /// Bytes of events that wait for who watches.
 const EVENT_BYTES: usize = 1 << 18;
 /// Packets of one family whose pieces are remembered.
@@ -88,6 +90,8 @@ pub trait Kernel: Family {
     fn backends() -> &'static Array<Backend<Self::Addr>, BACKENDS, MMAPABLE>;
     /// Pods of this node by address.
     fn endpoints() -> &'static HashMap<Self::Addr, Endpoint, ENDPOINTS>;
+    /// Prefixes of the cluster.
+    fn realms() -> &'static LpmTrie<Self::Addr, Realm, REALMS>;
     /// Source ranges of services.
     fn sources() -> &'static LpmTrie<Source<Self::Addr>, u32, SOURCES>;
     /// Backends that clients of services with session affinity had last.
@@ -100,7 +104,7 @@ pub trait Kernel: Family {
 
 /// Defines one family's tables.
 macro_rules! kernel {
-    ($family:ty, $addr:ty, $frontends:ident, $backends:ident, $endpoints:ident, $sources:ident, $affinity:ident,
+    ($family:ty, $addr:ty, $frontends:ident, $backends:ident, $endpoints:ident, $realms:ident, $sources:ident, $affinity:ident,
      $fragments:ident, $flows:ident) => {
         #[btf_map]
         static $frontends: HashMap<FrontendKey<$addr>, Frontend, FRONTENDS> = HashMap::new();
@@ -108,6 +112,8 @@ macro_rules! kernel {
         static $backends: Array<Backend<$addr>, BACKENDS, MMAPABLE> = Array::new();
         #[btf_map]
         static $endpoints: HashMap<$addr, Endpoint, ENDPOINTS> = HashMap::new();
+        #[btf_map]
+        static $realms: LpmTrie<$addr, Realm, REALMS> = LpmTrie::new();
         #[btf_map]
         static $sources: LpmTrie<Source<$addr>, u32, SOURCES> = LpmTrie::new();
         #[btf_map]
@@ -131,6 +137,11 @@ macro_rules! kernel {
             #[inline(always)]
             fn endpoints() -> &'static HashMap<$addr, Endpoint, ENDPOINTS> {
                 &$endpoints
+            }
+
+            #[inline(always)]
+            fn realms() -> &'static LpmTrie<$addr, Realm, REALMS> {
+                &$realms
             }
 
             #[inline(always)]
@@ -162,6 +173,7 @@ kernel!(
     FRONTENDS_V4,
     BACKENDS_V4,
     ENDPOINTS_V4,
+    REALMS_V4,
     SOURCES_V4,
     AFFINITY_V4,
     FRAGMENTS_V4,
@@ -173,6 +185,7 @@ kernel!(
     FRONTENDS_V6,
     BACKENDS_V6,
     ENDPOINTS_V6,
+    REALMS_V6,
     SOURCES_V6,
     AFFINITY_V6,
     FRAGMENTS_V6,

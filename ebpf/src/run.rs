@@ -8,14 +8,15 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_skb_pull_data};
 use aya_ebpf::programs::TcContext;
 use portolan_abi::{counter, exit};
+use portolan_core::egress::decide_echo;
 use portolan_core::fragment::{
-    self, Next, decide_later, decide_new_first, decide_stray, look_up_first, open_first,
+    self, Next, decide_later, decide_new_first, decide_stray, depart_first, look_up_first, open_first,
 };
 use portolan_core::icmp::Finding;
 use portolan_core::wire::is_piece;
 use portolan_core::{
     Choice, Family, Hook, Known, New, Reason, Short, V4, V6, Verdict, decide_error, decide_new, decide_other,
-    established, look_up,
+    egress, established, look_up, open_to_backend, ports,
 };
 
 use crate::apply::{self, Done};
@@ -28,8 +29,8 @@ use crate::trace;
 use crate::tunnel;
 
 /// EtherTypes in the byte order of the context.
-const IPV4: u32 = V4::ETHERTYPE.to_be() as u32;
-const IPV6: u32 = V6::ETHERTYPE.to_be() as u32;
+pub const IPV4: u32 = V4::ETHERTYPE.to_be() as u32;
+pub const IPV6: u32 = V6::ETHERTYPE.to_be() as u32;
 
 /// Decides on a packet, carries it out and counts it.
 #[inline(always)]
@@ -81,7 +82,14 @@ macro_rules! family {
                 if done == Done::UNKNOWN {
                     done = new(skb, hook);
                     if let Some(choice) = Done(done).choice() {
-                        done = open(skb, hook, choice.service, choice.backend);
+                        // Known at compile time where not.
+                        done = in_rounds(|round| {
+                            if place == Hook::Pod && choice.is_egress() {
+                                depart(skb, hook, round)
+                            } else {
+                                open(skb, hook, choice.service, choice.backend, round)
+                            }
+                        });
                     }
                     if done == Done::NEWS {
                         done = short(skb, hook, true);
@@ -93,6 +101,15 @@ macro_rules! family {
                 }
                 if done == Done::UNKNOWN {
                     done = error(skb, hook);
+                }
+                if matches!(place, Hook::Pod | Hook::Uplink) && done == Done::UNKNOWN {
+                    done = echo(skb, hook);
+                    if place == Hook::Pod && Done(done).choice().is_some() {
+                        done = in_rounds(|round| depart(skb, hook, round));
+                        if done == Done::NEWS {
+                            done = opened(echo(skb, hook));
+                        }
+                    }
                 }
                 if done == Done::UNKNOWN {
                     done = other(skb, hook);
@@ -110,7 +127,13 @@ macro_rules! family {
                     if done == Done::UNKNOWN {
                         done = new_first(skb, hook);
                         if let Some(choice) = Done(done).choice() {
-                            done = open_first(skb, hook, choice.service, choice.backend);
+                            done = in_rounds(|round| {
+                                if place == Hook::Pod && choice.is_egress() {
+                                    depart_first(skb, hook, round)
+                                } else {
+                                    open_first(skb, hook, choice.service, choice.backend, round)
+                                }
+                            });
                             if done == Done::NEWS {
                                 note(skb);
                                 done = opened(first(skb, hook, true));
@@ -179,8 +202,26 @@ macro_rules! family {
 
             #[unsafe(export_name = concat!(stringify!($name), "_open"))]
             #[inline(never)]
-            extern "C" fn open(skb: *mut __sk_buff, hook: Hook, service: u32, backend: u32) -> u64 {
-                super::open::<$family>(skb, hook, Choice { service, backend })
+            extern "C" fn open(
+                skb: *mut __sk_buff,
+                hook: Hook,
+                service: u32,
+                backend: u32,
+                round: u32,
+            ) -> u64 {
+                super::open::<$family>(skb, hook, (Choice { service, backend }, round))
+            }
+
+            #[unsafe(export_name = concat!(stringify!($name), "_depart"))]
+            #[inline(never)]
+            extern "C" fn depart(skb: *mut __sk_buff, hook: Hook, round: u32) -> u64 {
+                super::depart::<$family>(skb, hook, round)
+            }
+
+            #[unsafe(export_name = concat!(stringify!($name), "_echo"))]
+            #[inline(never)]
+            extern "C" fn echo(skb: *mut __sk_buff, hook: Hook) -> u64 {
+                super::echo::<$family>(skb, hook)
             }
 
             #[unsafe(export_name = concat!(stringify!($name), "_error"))]
@@ -240,8 +281,20 @@ macro_rules! family {
 
             #[unsafe(export_name = concat!(stringify!($name), "_open_first"))]
             #[inline(never)]
-            extern "C" fn open_first(skb: *mut __sk_buff, hook: Hook, service: u32, backend: u32) -> u64 {
-                super::open_piece::<$family>(skb, hook, Choice { service, backend })
+            extern "C" fn open_first(
+                skb: *mut __sk_buff,
+                hook: Hook,
+                service: u32,
+                backend: u32,
+                round: u32,
+            ) -> u64 {
+                super::open_piece::<$family>(skb, hook, (Choice { service, backend }, round))
+            }
+
+            #[unsafe(export_name = concat!(stringify!($name), "_depart_first"))]
+            #[inline(never)]
+            extern "C" fn depart_first(skb: *mut __sk_buff, hook: Hook, round: u32) -> u64 {
+                super::depart_piece::<$family>(skb, hook, round)
             }
 
             #[unsafe(export_name = concat!(stringify!($name), "_wait"))]
@@ -337,13 +390,70 @@ fn new<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
 /// A new flow to a chosen backend. Its packet is then left to [`short`] or [`known`], which find the entries just
 /// written: this function's stack is full with making them.
 #[inline(always)]
-fn open<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: Choice) -> u64 {
+fn open<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: (Choice, u32)) -> u64 {
     let frame = Linear::new(skb);
-    match portolan_core::open::<F, _, _>(hook, ifindex(skb), &frame, choice, &Maps::<false>::new(skb), now())
-    {
+    let maps = Maps::<false>::new(skb);
+    match open_to_backend::<F, _, _>(hook, ifindex(skb), &frame, choice, &maps, now()) {
         Ok(()) => Done::NEWS,
         Err(reason) => Done::new(reason as u32, TC_ACT_SHOT).0,
     }
+}
+
+/// A new flow out of the cluster; as with [`open`].
+#[inline(always)]
+fn depart<F: Route>(skb: *mut __sk_buff, hook: Hook, round: u32) -> u64 {
+    let frame = Linear::new(skb);
+    departed(
+        egress::depart::<F, _, _>(hook, ifindex(skb), (&frame, round), &Maps::<false>::new(skb), now()),
+        counter::PASSED,
+    )
+}
+
+/// [`depart`] for a first piece.
+#[inline(always)]
+fn depart_piece<F: Route>(skb: *mut __sk_buff, hook: Hook, round: u32) -> u64 {
+    let frame = Linear::new(skb);
+    departed(
+        depart_first::<F, _, _>(hook, ifindex(skb), (&frame, round), &Maps::<false>::new(skb), now()),
+        counter::PASSED_FRAGMENT,
+    )
+}
+
+/// `passed`: the outcome of what does not leave.
+#[inline(always)]
+fn departed(opened: Result<bool, Reason>, passed: u32) -> u64 {
+    match opened {
+        Ok(true) => Done::NEWS,
+        Ok(false) => Done::new(passed, TC_ACT_UNSPEC).0,
+        Err(reason) => Done::new(reason as u32, TC_ACT_SHOT).0,
+    }
+}
+
+/// ICMP echo that leaves the cluster, and its answers.
+#[inline(always)]
+fn echo<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+    let frame = Linear::new(skb);
+    let echo = decide_echo::<F, _, _>(hook, &frame, &Maps::<false>::new(skb), now());
+    match echo.finding {
+        egress::Finding::Send => {
+            apply::forward_echo::<F>(skb, hook, &echo.packet, &echo.rewrite, echo.exit).0
+        }
+        egress::Finding::Drop => Done::new(echo.reason as u32, TC_ACT_SHOT).0,
+        egress::Finding::Open => Done::open(Choice::EGRESS).0,
+        egress::Finding::Other => Done::UNKNOWN,
+    }
+}
+
+/// Opens a flow in as many rounds as it takes to find a port for it.
+#[inline(always)]
+fn in_rounds(open: impl Fn(u32) -> u64) -> u64 {
+    let mut done = open(0);
+    let mut round = 1;
+    while Done(done).outcome() == counter::DROP_NO_PORT && round < ports::ROUNDS {
+        done = open(round);
+        round += 1;
+    }
+    done
 }
 
 /// What they say about a packet whose flow was just opened. Entries that are gone again are no way to the
@@ -423,7 +533,7 @@ fn new_first<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
 
 /// [`open`] for a first piece.
 #[inline(always)]
-fn open_piece<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: Choice) -> u64 {
+fn open_piece<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: (Choice, u32)) -> u64 {
     let frame = Linear::new(skb);
     match open_first::<F, _, _>(hook, ifindex(skb), &frame, choice, &Maps::<false>::new(skb), now()) {
         Ok(()) => Done::NEWS,
@@ -433,7 +543,7 @@ fn open_piece<F: Route>(skb: *mut __sk_buff, hook: Hook, choice: Choice) -> u64 
 
 /// Makes the headers linear, up to those an ICMP error quotes and to ports behind IPv4 options. Failure shows as a truncated packet.
 #[inline(always)]
-fn pull<F: Family>(skb: *mut __sk_buff) {
+pub fn pull<F: Family>(skb: *mut __sk_buff) {
     let need = (14 + (2 * (F::HEADER_LEN + 8)).max(60 + 8)) as u32;
     // SAFETY: the context is valid for the whole run.
     unsafe {

@@ -9,11 +9,11 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_fib_lookup};
 use portolan_abi::{
     Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, FlowSlot, Fragment, FragmentKey,
-    Frontend, FrontendKey, Ring, SLAB_LINE, Service,
+    Frontend, FrontendKey, Realm, Ring, SLAB_LINE, Service,
 };
 use portolan_core::{Tables, V4, V6};
 
-use crate::flows::{self, Functions, beat};
+use crate::flows::{self, Entry, Functions, beat};
 use crate::maps::{CONFIG, SERVICES_ALL, SLAB, Source};
 
 /// Address families as the route look-up names them.
@@ -132,6 +132,12 @@ impl<F: Route, const SHORT: bool> Tables<F> for Maps<SHORT> {
     }
 
     #[inline(always)]
+    fn realm(&self, addr: &F::Addr) -> Option<Realm> {
+        let bits = 8 * size_of::<F::Addr>() as u32;
+        F::realms().get(&Key::new(bits, *addr)).copied()
+    }
+
+    #[inline(always)]
     fn route(&self, src: &F::Addr, dst: &F::Addr) -> Option<u32> {
         // Built from words: a zeroed struct would become a loop of byte stores.
         let mut words = [0u64; size_of::<FibLookup>() / 8];
@@ -208,12 +214,17 @@ impl<F: Route, const SHORT: bool> Tables<F> for Maps<SHORT> {
 
     #[inline(always)]
     fn claim(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
-        flows::add::<F>(key, flow, true)
+        flows::add::<F>(self.skb, key, flow, Entry::New)
+    }
+
+    #[inline(always)]
+    fn claim_free(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
+        flows::add::<F>(self.skb, key, flow, Entry::Unbound)
     }
 
     #[inline(always)]
     fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
-        flows::add::<F>(key, flow, false)
+        flows::add::<F>(self.skb, key, flow, Entry::Any)
     }
 
     #[inline(always)]

@@ -28,6 +28,8 @@ const STEPS: &[&str] = &[
     "mend",
     "new",
     "open",
+    "depart",
+    "echo",
     "error",
     "other",
     "later",
@@ -38,6 +40,7 @@ const STEPS: &[&str] = &[
     "mend_first",
     "new_first",
     "open_first",
+    "depart_first",
     "wait",
     "release",
     "refuse",
@@ -49,8 +52,8 @@ const STEPS: &[&str] = &[
 /// Prefixes of the steps' names: there is one for each family.
 const FAMILIES: [&str; 2] = ["v4_", "v6_"];
 
-/// Functions of the trace, which stay functions for the same reason.
-const TRACE: &[&str] = &["portolan_ebpf::trace::remember", "portolan_ebpf::trace::show"];
+/// Functions of the trace and of the overlay, which stay functions for the same reason.
+const OTHERS: &[&str] = &["overlay_admit", "portolan_ebpf::trace::remember", "portolan_ebpf::trace::show"];
 
 /// Functions of the flow tables, which every step may call. They are global to the verifier, and need little stack.
 const LEAVES: &[&str] =
@@ -164,7 +167,7 @@ fn is_runtime(function: &str) -> bool {
 
 fn is_subprogram(function: &str) -> bool {
     let step = FAMILIES.iter().find_map(|family| function.strip_prefix(family));
-    step.is_some_and(|step| STEPS.contains(&step)) || TRACE.contains(&function)
+    step.is_some_and(|step| STEPS.contains(&step)) || OTHERS.contains(&function)
 }
 
 fn is_leaf(function: &str) -> bool {

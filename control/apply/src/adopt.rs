@@ -20,6 +20,8 @@ impl Applier {
         services.retain(|index| *index < self.tables.services.len());
         self.v4.sources.adopt(&self.tables.v4)?;
         self.v6.sources.adopt(&self.tables.v6)?;
+        self.v4.realms.adopt(&self.tables.v4)?;
+        self.v6.realms.adopt(&self.tables.v6)?;
         backends(&mut self.v4, &self.tables.v4);
         backends(&mut self.v6, &self.tables.v6);
         for &index in &services {

@@ -158,7 +158,14 @@ impl Applier {
         self.v6.set_nodes(node);
         self.v4.refresh_flags(&mut self.tables.v4);
         self.v6.refresh_flags(&mut self.tables.v6);
+        self.v4.realms.set(&self.tables.v4, &node.realms)?;
+        self.v6.realms.set(&self.tables.v6, &node.realms)?;
         self.flush()
+    }
+
+    /// Says what the node is; its addresses and those of others stay.
+    pub fn set_config(&mut self, config: Config) {
+        self.tables.config.write(0, config);
     }
 
     /// Brings services to their plans; `None` removes one.

@@ -17,6 +17,7 @@ use portolan_node::{FamilyTables, MapError, Tables};
 use portolan_plan::{BackendAddr, NodePlan, ServicePlan, ServicePort, maglev};
 
 use crate::family::{frontend_flags, service_flags};
+use crate::realms;
 pub use pods::audit_pods;
 
 /// One thing that is not as it should be.
@@ -105,7 +106,10 @@ pub fn audit<'a>(
         })
     });
     let own = config.map(|config| node::differences(&config, &tables.config.read(0)));
-    Ok(own.into_iter().flatten().chain(differences).chain(kernel.astray).collect())
+    let mut found: Vec<_> = own.into_iter().flatten().chain(differences).chain(kernel.astray).collect();
+    found.extend(realms::differences(&tables.v4, &node.realms)?);
+    found.extend(realms::differences(&tables.v6, &node.realms)?);
+    Ok(found)
 }
 
 /// Of several restricted services on one address, any may be the one whose ranges guard echo.

@@ -14,6 +14,7 @@ use portolan_node::{FamilyTables, MapError};
 use portolan_plan::{BackendAddr, FrontendAddr, NodePlan, Scope, ServicePort};
 
 use crate::index::IndexPool;
+use crate::realms::Realms;
 use crate::sources::Sources;
 
 type Map<K, V> = HashMap<K, V, RandomState>;
@@ -39,6 +40,7 @@ pub(crate) struct FamilyState<F: NodeFamily> {
     /// Records found at start that are of an address another one has.
     pub(crate) twins: Vec<u32>,
     pub(crate) sources: Sources<F>,
+    pub(crate) realms: Realms<F>,
 }
 
 /// How much ports of one family need.
@@ -92,6 +94,7 @@ where
             indexes: IndexPool::new(tables.backends.len()),
             twins: Vec::new(),
             sources: Sources::new(&tables.sources),
+            realms: Realms::default(),
         }
     }
 

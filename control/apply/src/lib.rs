@@ -13,6 +13,7 @@ mod family;
 mod flows;
 mod index;
 mod ports;
+mod realms;
 mod rings;
 mod sources;
 mod stale;

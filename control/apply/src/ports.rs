@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use foldhash::fast::RandomState;
-use portolan_abi::{Flow, state};
+use portolan_abi::{Flow, FlowKey, state};
 use portolan_core::wire::{proto, split_ports};
 use portolan_model::Protocol;
 use portolan_node::maps::NodeFamily;
@@ -22,7 +22,7 @@ const CLIENTS: usize = 3;
 /// not compete with them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortUser {
-    /// Index of the service that most of them asked for last.
+    /// Index of the service that most of them asked for last, or [`NO_SERVICE`](portolan_abi::NO_SERVICE).
     pub service: u32,
     /// The backend.
     pub backend: SocketAddr,
@@ -60,7 +60,9 @@ struct Taken<A> {
 fn family<F: NodeFamily>(tables: &FamilyTables<F>) -> Result<Vec<PortUser>, MapError> {
     let flows = tables.flows.dump()?;
     let mut backends: Map<Place<F::Addr>, Taken<F::Addr>> = Map::default();
-    for (key, flow) in flows.iter().filter(|(_, flow)| takes_port::<F>(flow)) {
+    // Identifiers of ICMP echo are no ports: there are as many again.
+    let has_ports = |key: &FlowKey<F::Addr>| key.proto != u32::from(F::ICMP);
+    for (key, flow) in flows.iter().filter(|(key, flow)| has_ports(key) && takes_port::<F>(flow)) {
         let backend = (key.proto, flow.dst, split_ports(flow.ports).1);
         let taken = backends.entry(backend).or_insert_with(|| Taken { service: 0, clients: Map::default() });
         taken.service = flow.service;

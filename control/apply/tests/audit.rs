@@ -30,6 +30,11 @@ const CONFIG: Config = Config {
     nodeport_first: 30_000,
     nodeport_last: 32_767,
     seed: 1,
+    overlay_ifindex: 0,
+    overlay_id: 0,
+    overlay_port: 0,
+    flags: 0,
+    uplinks: [0; 8],
 };
 
 /// Services with everything that a plan can have: a ClusterIP, a NodePort, a restricted load balancer address,
@@ -175,6 +180,11 @@ const SPOILED_REST: [(&[&str], Spoil<'static>); 7] = [
             "node: first NodePort",
             "node: last NodePort",
             "node: seed of the flow hash",
+            "node: interface of the overlay",
+            "node: network of the overlay",
+            "node: port of the overlay",
+            "node: flags",
+            "node: uplinks",
         ],
         &|t| {
             t.config.write(
@@ -188,6 +198,11 @@ const SPOILED_REST: [(&[&str], Spoil<'static>); 7] = [
                     nodeport_first: 1,
                     nodeport_last: 2,
                     seed: 2,
+                    overlay_ifindex: 9,
+                    overlay_id: 1,
+                    overlay_port: 4789,
+                    flags: 1,
+                    uplinks: [3; 8],
                 },
             );
         },

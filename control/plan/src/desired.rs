@@ -130,7 +130,7 @@ pub struct ServicePlan {
 pub struct Route {
     /// The other node's podCIDR.
     pub prefix: IpNetwork,
-    /// Its primary address of that family.
+    /// Its primary address, of that family or, with an overlay, of the overlay's.
     pub via: IpAddr,
     /// Its name.
     pub node: Name,
@@ -162,6 +162,17 @@ pub struct NodePlan {
     pub peers: Vec<IpAddr>,
     /// Prefixes without a route.
     pub skipped: Vec<SkippedRoute>,
+    /// What is inside of the cluster, sorted by prefix, which is unique.
+    pub realms: Vec<Realm>,
+}
+
+/// A prefix inside of the cluster: what pods send there keeps its source address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Realm {
+    /// The prefix.
+    pub prefix: IpNetwork,
+    /// The address of the node that has it, where it is reached by the overlay.
+    pub node: Option<IpAddr>,
 }
 
 /// Why a part of a service is not served.

@@ -14,8 +14,8 @@ mod select;
 mod service;
 
 pub use desired::{
-    BackendAddr, Changes, Condition, FrontendAddr, NodePlan, PortName, Reason, Route, Scope, ServicePlan,
-    ServicePort, SkippedRoute, Why,
+    BackendAddr, Changes, Condition, FrontendAddr, NodePlan, PortName, Realm, Reason, Route, Scope,
+    ServicePlan, ServicePort, SkippedRoute, Why,
 };
 pub use health::{HealthCheck, health_check, is_eligible};
 pub use planner::{Extent, ExternalMode, NodePortAddresses, Options, Planner};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use ipnetwork::IpNetwork;
-use portolan_model::{Entry, Name, Protocol, ServiceKey, Store, Touched};
+use portolan_model::{Entry, Family, Name, Protocol, ServiceKey, Store, Touched};
 use smallvec::SmallVec;
 
 use crate::claims::{Age, Claim, Claims};
@@ -29,6 +29,10 @@ pub struct Options {
     pub consistent: bool,
     /// How outside clients reach backends on other nodes.
     pub external_mode: ExternalMode,
+    /// Pods of other nodes are reached by an overlay, which has addresses of this family outside; `None`: by plain routes.
+    pub overlay: Option<Family>,
+    /// Prefixes that are inside of the cluster besides its nodes and pods: what pods send there keeps its source address.
+    pub inside: Vec<IpNetwork>,
     /// Reset TCP connections to backends that left their service though they may still answer; else they are kept.
     pub reset_departed: bool,
 }
@@ -212,7 +216,7 @@ impl Planner {
 
     /// Takes the nodes in, before any service is planned with them.
     fn refresh_nodes(&mut self, store: &Store, changes: &mut Changes) -> Moved {
-        let plan = node::plan(store, &self.place.node, &self.options.node_port_addresses);
+        let plan = node::plan(store, &self.place.node, &self.options);
         if plan != self.node_plan {
             changes.node = Some(plan.clone());
             self.node_plan = plan;

@@ -22,7 +22,26 @@ pub struct Config {
     pub nodeport_last: u16,
     /// Seed of the flow hash. The same on all nodes, so that all choose alike.
     pub seed: u32,
+    /// Interface index of the overlay device; zero: other nodes' pods are reached by plain routes.
+    pub overlay_ifindex: u32,
+    /// Number of the overlay's network (VXLAN's VNI, 24 bits).
+    pub overlay_id: u32,
+    /// UDP port of the overlay, host byte order; zero: there is none.
+    pub overlay_port: u16,
+    /// See [`config_flag`].
+    pub flags: u16,
+    /// Interface indexes of the uplinks; zero: no more.
+    pub uplinks: [u32; UPLINKS],
 }
 
-const _: () = assert!(size_of::<Config>() == 36);
+/// Uplinks that a node may have.
+pub const UPLINKS: usize = 8;
+
+/// Bits of [`Config::flags`].
+pub mod config_flag {
+    /// What pods send out of the cluster leaves with the node's address.
+    pub const MASQUERADE: u16 = 1;
+}
+
+const _: () = assert!(size_of::<Config>() == 80);
 crate::plain!(Config);

@@ -125,6 +125,11 @@ outcomes! {
     /// A connection whose backend left its service: who sent on it was told at once, and may connect again. Set
     /// `--departed-backends keep`, if such connections shall go on.
     REJECTED_DEPARTED = 37, "rejected-departed";
+    /// Sent to another node's pod by the overlay.
+    TO_OVERLAY = 38, "to-overlay";
+    /// In the overlay, a packet that no node of the cluster sent; to the overlay, one for an address that no node has, or that a
+    /// pod made itself. Check that Node objects have every node's address and podCIDRs.
+    DROP_OVERLAY = 39, "overlay";
 }
 
 /// The first outcome that is a drop; a rejection counts as one for the client.
@@ -134,5 +139,5 @@ const FIRST_DROP: u32 = REJECTED_NO_BACKEND;
 #[inline(always)]
 #[must_use]
 pub const fn is_drop(outcome: u32) -> bool {
-    outcome >= FIRST_DROP && outcome != FRAGMENT_WAITS && outcome != FRAGMENTS_RELEASED
+    outcome >= FIRST_DROP && !matches!(outcome, FRAGMENT_WAITS | FRAGMENTS_RELEASED | TO_OVERLAY)
 }

@@ -41,7 +41,7 @@ pub struct Flow<A> {
     pub exit: u8,
     /// See [`state`].
     pub state: u8,
-    /// Index of the service.
+    /// Index of the service, or [`NO_SERVICE`].
     pub service: u32,
     /// Index of the backend.
     pub backend: u32,
@@ -55,6 +55,9 @@ pub struct Flow<A> {
     /// When [`seen`](Self::seen) was written, as a time that costs nothing to read: see [`BEAT`].
     pub beat: u8,
 }
+
+/// In the place of a service's index: the flow leaves the cluster, and has neither service nor backend.
+pub const NO_SERVICE: u32 = 0x7fff_fffe;
 
 /// A beat is this many of the kernel's timer interrupts, as a power of two: one to ten seconds. It tells that a flow's
 /// time was noted a moment ago. The count comes round after four minutes at the earliest: no UDP flow is silent for as long,
@@ -123,6 +126,8 @@ pub mod exit {
     /// backend's node takes it out and answers the client directly. The addresses and ports of the entry are those
     /// that the backend's node gives it; there is no entry of the way back.
     pub const TUNNEL: u8 = 4;
+    /// To another node by the overlay device, [`ifindex`](super::Flow::ifindex), which asks for no next hop.
+    pub const OVERLAY: u8 = 5;
 }
 
 /// Bits of [`Flow::state`].

@@ -9,13 +9,17 @@ mod config;
 pub mod counter;
 mod flow;
 mod fragment;
+mod realm;
 mod service;
 mod socket;
 mod trace;
 
-pub use config::Config;
-pub use flow::{BEAT, FLOW_WAYS, Flow, FlowBucket, FlowHash, FlowKey, FlowSlot, exit, flow_tag, state};
+pub use config::{Config, UPLINKS, config_flag};
+pub use flow::{
+    BEAT, FLOW_WAYS, Flow, FlowBucket, FlowHash, FlowKey, FlowSlot, NO_SERVICE, exit, flow_tag, state,
+};
 pub use fragment::{EARLY_BYTES, EARLY_PIECES, Early, EarlyKey, Fragment, FragmentKey, fate};
+pub use realm::{PrefixKey, Realm, realm_flag};
 pub use service::{
     Affinity, AffinityKey, Backend, Endpoint, Frontend, FrontendKey, Ring, SLAB_LINE, Service, SlabLine,
     SourceKey, backend_flag, endpoint_flag, frontend_flag, service_flag,
@@ -24,7 +28,7 @@ pub use socket::{Held, MAPPED, PEERS, Peer, Peers};
 pub use trace::{Event, SHOWN_WORDS, Trace, trace_flag};
 
 /// Version of every layout in this crate.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// MAC address of the host's side of every pod interface and of the service device: `02:70:6f:72:74:6c`.
 ///

@@ -213,6 +213,8 @@ pub struct Endpoint {
 pub mod endpoint_flag {
     /// The record is in use.
     pub const LIVE: u16 = 1;
+    /// Its address is known outside of the cluster: what it sends there is not masqueraded.
+    pub const ROUTABLE: u16 = 1 << 1;
 }
 
 const _: () = assert!(size_of::<FrontendKey<Words<1>>>() == 8);

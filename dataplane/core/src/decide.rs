@@ -1,6 +1,6 @@
 //! The decision on a packet, from top to bottom.
 
-use portolan_abi::{Flow, counter, frontend_flag, state};
+use portolan_abi::{Flow, NO_SERVICE, counter, frontend_flag, state};
 
 use crate::answer::Rejection;
 use crate::conntrack::{self, is_ending, is_quiet, next_state, tells_answer, tells_end};
@@ -10,7 +10,10 @@ use crate::service::{
     way_back,
 };
 use crate::wire::{Frame, Kind, Packet, parse};
-use crate::{Address, Exit, Family, Hook, Reason, Tables, Verdict, fragment, guard, icmp, tunnel, wire};
+use crate::{
+    Address, Exit, Family, Hook, Reason, Tables, Verdict, egress, fragment, guard, icmp, overlay, ports,
+    tunnel, wire,
+};
 
 /// Decides on a packet. `ifindex` is the interface that the program is attached to; `now` in ticks of 2^30 ns.
 ///
@@ -45,7 +48,8 @@ fn decide_way<F: Family, T: Tables<F>, P: Frame>(
     match decide_new(hook, ifindex, frame, tables, now) {
         New::Verdict(verdict) => verdict,
         New::Open(choice) => match open(hook, ifindex, frame, choice, tables, now) {
-            Ok(()) => match decide_known(hook, ifindex, frame, tables, now) {
+            Ok(false) => Verdict::Pass(counter::PASSED),
+            Ok(true) => match decide_known(hook, ifindex, frame, tables, now) {
                 Some((_, verdict)) => verdict,
                 None => Verdict::Drop(Reason::FlowTable),
             },
@@ -53,6 +57,9 @@ fn decide_way<F: Family, T: Tables<F>, P: Frame>(
         },
         New::Other => match decide_error(hook, frame, tables).verdict() {
             Some(verdict) => verdict,
+            None if matches!(parse::<F, P>(frame).kind, Kind::Echo | Kind::EchoReply) => {
+                decide_ping(hook, ifindex, frame, tables, now)
+            }
             None if wire::is_piece::<F, P>(frame) => fragment::decide_all(hook, ifindex, frame, tables, now),
             None => decide_other(hook, ifindex, frame, tables),
         },
@@ -167,6 +174,9 @@ pub fn decide_new<F: Family, T: Tables<F>, P: Frame>(
     if !packet.has_ports() {
         return New::Other;
     }
+    if overlay::is_forged::<F, T>(hook, &packet.key, tables) {
+        return New::Verdict(Verdict::Drop(Reason::Overlay));
+    }
     if let Some(exit) = local_pod(hook, &packet, tables) {
         return New::Verdict(Verdict::Deliver(exit));
     }
@@ -184,18 +194,78 @@ pub fn decide_new<F: Family, T: Tables<F>, P: Frame>(
             Err(verdict) => verdict,
         },
         Asked::UnknownPort => refuse(hook, ifindex, (&packet, frame), tables),
-        Asked::Other => direct(hook, &packet, tables),
+        Asked::Other if egress::leaves::<F, T>(hook, &packet.key, tables) => {
+            return New::Open(Choice::EGRESS);
+        }
+        Asked::Other => direct(hook, &packet, frame.len(), tables),
     })
 }
 
-/// The part of [`decide`] that opens a flow to the chosen backend: afterwards both its entries are in the table, and
-/// [`decide_known`] has the verdict. `Err`: the reason to drop the packet.
+/// The part of [`decide`] for ICMP echo, both what asks and what answers: [`egress::decide_echo`] with all that follows.
+#[inline(always)]
+pub fn decide_ping<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &P,
+    tables: &T,
+    now: u32,
+) -> Verdict<F> {
+    let echo = egress::decide_echo(hook, frame, tables, now);
+    match echo.finding {
+        egress::Finding::Open => {}
+        _ => return echo.verdict().unwrap_or_else(|| decide_other(hook, ifindex, frame, tables)),
+    }
+    match in_rounds(|round| egress::depart(hook, ifindex, (frame, round), tables, now)) {
+        Ok(false) => Verdict::Pass(counter::PASSED),
+        Err(reason) => Verdict::Drop(reason),
+        Ok(true) => {
+            let opened = egress::decide_echo(hook, frame, tables, now).verdict();
+            opened.unwrap_or(Verdict::Drop(Reason::FlowTable))
+        }
+    }
+}
+
+/// The part of [`decide`] that opens a flow to the chosen backend, or out of the cluster: afterwards both its entries are in the
+/// table, and [`decide_known`] has the verdict. `Ok(false)`: nothing is to be done with it. `Err`: the reason to drop the packet.
 #[inline(always)]
 pub fn open<F: Family, T: Tables<F>, P: Frame>(
     hook: Hook,
     ifindex: u32,
     frame: &P,
     choice: Choice,
+    tables: &T,
+    now: u32,
+) -> Result<bool, Reason> {
+    in_rounds(|round| {
+        if choice.is_egress() {
+            return egress::depart(hook, ifindex, (frame, round), tables, now);
+        }
+        open_to_backend(hook, ifindex, frame, (choice, round), tables, now).map(|()| true)
+    })
+}
+
+/// Opens a flow in as many rounds as it takes to find a port for it.
+#[inline(always)]
+fn in_rounds(open: impl Fn(u32) -> Result<bool, Reason>) -> Result<bool, Reason> {
+    let mut round = 0;
+    loop {
+        match open(round) {
+            Err(Reason::NoPort) if round + 1 < ports::ROUNDS => round += 1,
+            opened => return opened,
+        }
+    }
+}
+
+/// One round of [`open`] for a flow to a backend.
+///
+/// # Errors
+/// The reason to drop the packet; [`Reason::NoPort`]: none in this round of the [search](ports).
+#[inline(always)]
+pub fn open_to_backend<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    frame: &P,
+    choice: (Choice, u32),
     tables: &T,
     now: u32,
 ) -> Result<(), Reason> {
@@ -233,12 +303,14 @@ pub fn decide_other<F: Family, T: Tables<F>, P: Frame>(
         Kind::Echo => icmp::echo(hook, ifindex, (&packet, frame), tables),
         Kind::Options => refuse_options(hook, &packet, frame, tables),
         // An error about a flow has its verdict already; a service address itself has no use for one.
-        Kind::Protocol | Kind::IcmpError => refuse_opaque(hook, &packet, Reason::Protocol, tables),
+        Kind::Protocol | Kind::EchoReply | Kind::IcmpError => {
+            refuse_opaque(hook, &packet, Reason::Protocol, tables)
+        }
         _ => None,
     };
     match ours {
         Some(verdict) => verdict,
-        None => direct(hook, &packet, tables),
+        None => direct(hook, &packet, frame.len(), tables),
     }
 }
 
@@ -301,6 +373,9 @@ pub fn refusal<F: Family, T: Tables<F>, P: Frame>(
 fn wants_new_backend<F: Family, T: Tables<F>>(packet: &Packet<F>, flow: &Flow<F::Addr>, tables: &T) -> bool {
     if flow.state & state::REPLY != 0 {
         return false;
+    }
+    if flow.service == NO_SERVICE {
+        return packet.segment.opens() && is_ending(flow.state);
     }
     if packet.kind != Kind::Tcp {
         return !has_backend::<F, T>(flow, tables);
@@ -377,9 +452,14 @@ fn local_pod<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T
     Some(Exit::pod(&tables.endpoint(&packet.key.dst)?))
 }
 
-/// Traffic that is not to a service: pod to pod, or the host's own.
+/// Traffic that is not to a service: pod to pod, or the host's own. `len`: of the frame, in bytes.
 #[inline(always)]
-pub(crate) fn direct<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T) -> Verdict<F> {
+pub(crate) fn direct<F: Family, T: Tables<F>>(
+    hook: Hook,
+    packet: &Packet<F>,
+    len: u32,
+    tables: &T,
+) -> Verdict<F> {
     if hook == Hook::Service {
         // The host's stack announces its groups on every interface.
         let announced = packet.key.dst.is_multicast();
@@ -391,10 +471,13 @@ pub(crate) fn direct<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, ta
     if let Some(exit) = local_pod(hook, packet, tables) {
         return Verdict::Deliver(exit);
     }
+    if let Some(exit) = overlay::direct::<F, T>(hook, &packet.key.dst, len, tables) {
+        return if packet.ttl > 1 { Verdict::Deliver(exit) } else { Verdict::Pass(counter::PASSED) };
+    }
     Verdict::Pass(match packet.kind {
         Kind::Fragment => counter::PASSED_FRAGMENT,
         Kind::Options => counter::PASSED_OPTIONS,
-        Kind::Protocol => counter::PASSED_PROTOCOL,
+        Kind::Protocol | Kind::EchoReply => counter::PASSED_PROTOCOL,
         _ => counter::PASSED,
     })
 }

@@ -10,7 +10,7 @@ use crate::service::{Choice, forwarded, mark};
 use crate::wire::{FirstPiece, Frame, Packet, Piece, parse, piece, proto};
 use crate::{
     Address, Exit, Family, Hook, Known, New, Reason, Rewrite, Tables, Verdict, decide_known, decide_new,
-    look_up, mend, open, tunnel, wire,
+    egress, look_up, mend, open, open_to_backend, tunnel, wire,
 };
 
 /// How long pieces belong together, in ticks of 2^30 ns: receivers wait 30 s (Linux, `ipfrag_time`) and up to 60
@@ -110,7 +110,9 @@ pub fn decide_stray<F: Family, T: Tables<F>, P: Frame>(hook: Hook, frame: &P, ta
     let packet = parse::<F, P>(frame);
     match refuse_opaque(hook, &packet, Reason::Fragment, tables) {
         Some(verdict) => verdict,
-        None => direct(hook, &packet, tables),
+        // Its address is all there is to translate, but the ports of the first one say into what.
+        None if egress::would_leak::<F, T>(hook, &packet.key, tables) => Verdict::Drop(Reason::Fragment),
+        None => direct(hook, &packet, frame.len(), tables),
     }
 }
 
@@ -195,11 +197,26 @@ pub fn open_first<F: Family, T: Tables<F>, P: Frame>(
     hook: Hook,
     ifindex: u32,
     frame: &P,
-    choice: Choice,
+    choice: (Choice, u32),
     tables: &T,
     now: u32,
 ) -> Result<(), Reason> {
-    open::<F, T, _>(hook, ifindex, &FirstPiece(frame), choice, tables, now)
+    open_to_backend::<F, T, _>(hook, ifindex, &FirstPiece(frame), choice, tables, now)
+}
+
+/// [`egress::depart`] for a first piece.
+///
+/// # Errors
+/// The reason to drop the packet.
+#[inline(always)]
+pub fn depart_first<F: Family, T: Tables<F>, P: Frame>(
+    hook: Hook,
+    ifindex: u32,
+    (frame, round): (&P, u32),
+    tables: &T,
+    now: u32,
+) -> Result<bool, Reason> {
+    egress::depart::<F, T, _>(hook, ifindex, (&FirstPiece(frame), round), tables, now)
 }
 
 /// All steps after each other.
@@ -240,8 +257,10 @@ fn open_all<F: Family, T: Tables<F>, P: Frame>(
     tables: &T,
     now: u32,
 ) -> Verdict<F> {
-    if let Err(reason) = open_first(hook, ifindex, frame, choice, tables, now) {
-        return Verdict::Drop(reason);
+    match open::<F, T, _>(hook, ifindex, &FirstPiece(frame), choice, tables, now) {
+        Ok(true) => {}
+        Ok(false) => return Verdict::Pass(counter::PASSED_FRAGMENT),
+        Err(reason) => return Verdict::Drop(reason),
     }
     note(frame, tables, now);
     match decide_first(hook, ifindex, frame, tables, now) {

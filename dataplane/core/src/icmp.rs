@@ -7,7 +7,7 @@
 //! An error about a service's answer goes to the service's address, and from there to any node that announces it, not
 //! only to the one that keeps the flow. All nodes choose alike, so every one of them can compute the backend.
 
-use portolan_abi::{FlowKey, exit, frontend_flag};
+use portolan_abi::{FlowKey, frontend_flag};
 
 use crate::wire::{ETHERNET, Fields, Frame, Kind, Packet, join_ports, proto, split_ports, swap_ports};
 use crate::{Address, Exit, Family, Hook, Reason, Tables, Verdict, checksum, service};
@@ -113,7 +113,7 @@ pub(crate) fn error<F: Family, T: Tables<F>, P: Frame>(
     let Some(quoted) = quoted_key::<F, P>(frame) else { return Errand::foreign() };
     let travel = travel_key(packet, &quoted);
     let Some(course) = course(hook, &travel, tables) else { return Errand::foreign() };
-    let routed = course.exit.kind == exit::UPLINK;
+    let routed = course.exit.is_away();
     let finding = if routed && packet.ttl <= 1 { Finding::Expired } else { Finding::Flow };
     let ttl = packet.ttl.saturating_sub(u8::from(routed));
     Errand { finding, translation: translate(packet, &quoted, &course, ttl), exit: course.exit }

@@ -14,11 +14,14 @@ pub mod answer;
 pub mod checksum;
 pub mod conntrack;
 mod decide;
+pub mod egress;
 mod family;
 pub mod flows;
 pub mod fragment;
 pub mod guard;
 pub mod icmp;
+pub mod overlay;
+pub mod ports;
 mod select;
 mod service;
 pub mod socket;
@@ -28,8 +31,8 @@ mod verdict;
 pub mod wire;
 
 pub use decide::{
-    Known, New, Short, decide, decide_error, decide_known, decide_new, decide_other, established, look_up,
-    mend, open, refusal,
+    Known, New, Short, decide, decide_error, decide_known, decide_new, decide_other, decide_ping,
+    established, look_up, mend, open, open_to_backend, refusal,
 };
 pub use family::{Address, Family, V4, V6};
 pub use select::flow_hash;

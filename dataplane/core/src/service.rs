@@ -8,13 +8,9 @@ use portolan_abi::{
 use crate::answer::may_answer;
 use crate::conntrack::{is_forgotten, peer_key};
 use crate::guard::source_mac;
-use crate::select::{self, finish, flow_hash, mix, scale};
+use crate::select::{self, flow_hash};
 use crate::wire::{Frame, Packet, join_ports, split_ports, swap_ports};
-use crate::{Address, Exit, Family, Hook, Reason, Rewrite, Tables, Verdict, tunnel};
-
-/// Source ports tried before a flow is refused. With a range that is three quarters full, eight tries fail for
-/// one flow in ten; with half of it, for one in 256. Each is a table update, so not many more are affordable.
-const PORT_TRIES: u32 = 8;
+use crate::{Address, Exit, Family, Hook, Reason, Rewrite, Tables, Verdict, overlay, ports, tunnel};
 
 /// What a packet asks for by its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,7 +215,7 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
     hook: Hook,
     ifindex: u32,
     (key, frame): (&FlowKey<F::Addr>, &P),
-    choice: Choice,
+    (choice, round): (Choice, u32),
     tables: &T,
     now: u32,
 ) -> Result<(), Reason> {
@@ -256,55 +252,33 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
         from: there.kind,
         beat: 0,
     };
-    let hash = flow_hash(key, config.seed);
-    // What the backend's node answers does not come back here.
-    if there.kind != portolan_abi::exit::TUNNEL && !claim_reply(&mut reply_key, &flow, hash, &config, tables)
-    {
-        return Err(Reason::NoPort);
-    }
-    // In place: a program has no stack for two of them.
-    turn(&mut flow, &reply_key);
-    if !tables.put(key, &flow) {
-        return Err(Reason::FlowTable);
-    }
+    // What leaves with an address of the node may only use the range set aside for it: other ports are the host's own.
+    let own = !masquerade || reply_key.dst == F::hairpin_address();
+    enter(key, &mut reply_key, &mut flow, (own, round), &config, tables)?;
     tables.picked(choice.service, choice.backend);
     Ok(())
 }
 
-/// Adds the entry of the way back, with another port of its destination where the plain one is taken.
+/// Writes both entries of a new flow. `round`: see [`ports`]. `reply` under its key, with another port of its destination where the plain one is taken or
+/// not the flow's `own` to take, then its other direction.
 #[inline(always)]
-fn claim_reply<F: Family, T: Tables<F>>(
-    key: &mut FlowKey<F::Addr>,
-    reply: &Flow<F::Addr>,
-    hash: u32,
+pub(crate) fn enter<F: Family, T: Tables<F>>(
+    key: &FlowKey<F::Addr>,
+    reply_key: &mut FlowKey<F::Addr>,
+    reply: &mut Flow<F::Addr>,
+    (own, round): (bool, u32),
     config: &Config,
     tables: &T,
-) -> bool {
-    let backend_port = split_ports(key.ports).0;
-    // What leaves with an address of the node may only use the range set aside for it: other ports are the
-    // host's own. Everybody else keeps its port if it can.
-    let own_port = reply.state & state::MASQUERADE == 0 || key.dst != config_address::<F>(config);
-    let mut attempt = 0;
-    while attempt < PORT_TRIES {
-        if !(own_port && attempt == 0) {
-            let offset = scale(finish(mix(hash, attempt)), u32::from(config.masquerade_count));
-            let port = config.masquerade_first.wrapping_add(offset as u16);
-            key.ports = join_ports(backend_port, port.to_be());
-        }
-        if tables.claim(key, reply) {
-            return true;
-        }
-        attempt += 1;
+) -> Result<(), Reason> {
+    let hash = flow_hash(key, config.seed);
+    // What the backend's node answers does not come back here.
+    let comes_back = reply.from != portolan_abi::exit::TUNNEL;
+    if comes_back && !ports::claim(reply_key, reply, (hash, own, round), config, tables) {
+        return Err(Reason::NoPort);
     }
-    false
-}
-
-#[inline(always)]
-fn config_address<F: Family>(config: &Config) -> F::Addr {
-    match F::node_address(config) {
-        Some(address) => address,
-        None => F::Addr::UNSPECIFIED,
-    }
+    // In place: a program has no stack for two of them.
+    turn(reply, reply_key);
+    if tables.put(key, reply) { Ok(()) } else { Err(Reason::FlowTable) }
 }
 
 /// Makes the entry at `key` the one of the other direction.
@@ -346,7 +320,7 @@ fn source<F: Family>(
         return Ok((F::hairpin_address(), true));
     }
     // The backend's node would answer an outside client directly, with an address the client never asked.
-    if hook == Hook::Uplink && exit.kind == portolan_abi::exit::UPLINK {
+    if hook == Hook::Uplink && exit.is_away() {
         return match F::node_address(config) {
             Some(address) => Ok((address, true)),
             None => Err(Reason::NoNodeAddress),
@@ -369,6 +343,9 @@ fn locate<F: Family, T: Tables<F>>(
     }
     if let Some(endpoint) = tables.endpoint(&backend.addr) {
         return Ok(Exit::pod(&endpoint));
+    }
+    if let Some(exit) = overlay::way::<F, T>(&backend.addr, config, tables) {
+        return Ok(exit);
     }
     match tables.route(src, &backend.addr) {
         Some(ifindex) => Ok(Exit::uplink(ifindex)),
@@ -421,17 +398,15 @@ pub(crate) fn forwarded<F: Family, T: Tables<F>>(
     if exit.kind == portolan_abi::exit::TUNNEL {
         return Verdict::Encapsulate(exit);
     }
-    if exit.kind == portolan_abi::exit::UPLINK
-        && hook.is_ingress()
-        && len > FITS_ALWAYS
-        && !tables.fits(exit.ifindex, len)
-    {
-        if mark::<F, T>(&flow.src, tables) & frontend_flag::NODE != 0 {
+    if exit.is_away() && hook.is_ingress() && len > FITS_ALWAYS && !tables.fits(exit.ifindex, len) {
+        // The stack knows no way by the overlay to another node's own address.
+        let overlay = exit.kind == portolan_abi::exit::OVERLAY;
+        if overlay || mark::<F, T>(&flow.src, tables) & frontend_flag::NODE != 0 {
             return Verdict::TooBig(Exit::back_of_flow(flow));
         }
         exit = Exit::STACK;
     }
-    let routed = exit.kind == portolan_abi::exit::UPLINK;
+    let routed = exit.is_away();
     if routed && packet.ttl <= 1 {
         return Verdict::Drop(Reason::Ttl);
     }

@@ -2,7 +2,7 @@
 
 use portolan_abi::{
     Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-    FrontendKey, Service,
+    FrontendKey, Realm, Service,
 };
 
 use crate::Family;
@@ -26,6 +26,8 @@ pub trait Tables<F: Family> {
     fn backend(&self, index: u32) -> Option<Backend<F::Addr>>;
     /// A pod of this node.
     fn endpoint(&self, addr: &F::Addr) -> Option<Endpoint>;
+    /// What is known of an address of the cluster.
+    fn realm(&self, addr: &F::Addr) -> Option<Realm>;
     /// The interface that packets from `src` to `dst` leave by; `None` without a route.
     fn route(&self, src: &F::Addr, dst: &F::Addr) -> Option<u32>;
 
@@ -48,6 +50,8 @@ pub trait Tables<F: Family> {
     fn update(&self, entry: Self::Entry, state: u8, seen: u32);
     /// Adds a flow unless the key is taken by one that does not [yield](crate::conntrack::yields); whether it was added.
     fn claim(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool;
+    /// [`claim`](Self::claim), unless a socket of the host takes what has this key.
+    fn claim_free(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool;
     /// Adds or replaces a flow; whether the table took it.
     fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool;
     /// What becomes of the pieces of a packet.

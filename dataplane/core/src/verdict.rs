@@ -84,6 +84,7 @@ pub enum Reason {
     Tunnel = counter::DROP_TUNNEL,
     TooBig = counter::REJECTED_TOO_BIG,
     Departed = counter::REJECTED_DEPARTED,
+    Overlay = counter::DROP_OVERLAY,
 }
 
 /// How a packet leaves.
@@ -136,6 +137,20 @@ impl Exit {
         Self { kind: flow.from, ifindex: flow.from_ifindex, mac: flow.from_mac }
     }
 
+    /// To another node by the overlay.
+    #[inline(always)]
+    #[must_use]
+    pub const fn overlay(ifindex: u32) -> Self {
+        Self { kind: exit::OVERLAY, ifindex, mac: gateway_mac() }
+    }
+
+    /// Whether it leads out of the node, as it is: the way of a router.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_away(self) -> bool {
+        matches!(self.kind, exit::UPLINK | exit::OVERLAY)
+    }
+
     /// The outcome to count for a packet that leaves this way.
     #[inline(always)]
     #[must_use]
@@ -143,6 +158,7 @@ impl Exit {
         match self.kind {
             exit::POD => counter::TO_POD,
             exit::UPLINK | exit::TUNNEL => counter::TO_UPLINK,
+            exit::OVERLAY => counter::TO_OVERLAY,
             exit::HOST => counter::TO_HOST,
             _ => counter::TO_STACK,
         }

@@ -135,6 +135,9 @@ pub enum LoadError {
 pub const PROGRAMS: [&str; 6] =
     ["from_pod", "to_pod", "from_uplink", "to_uplink", "to_service", "to_loopback"];
 
+/// The programs of the overlay device, which not every node has.
+pub const OVERLAY_PROGRAMS: [&str; 2] = ["from_overlay", "to_overlay"];
+
 /// Every socket program of the object: those that send to backends first, then those that translate answers.
 pub const SOCKET_PROGRAMS: [&str; 8] =
     ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
@@ -197,6 +200,19 @@ impl Object {
                 .map_err(|source| LoadError::Program { program, source: Box::new(source) })?;
         }
         Ok(object)
+    }
+
+    /// Loads the programs of the overlay device too.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn load_overlay(&mut self) -> Result<(), LoadError> {
+        for program in OVERLAY_PROGRAMS {
+            self.classifier(program)?
+                .load()
+                .map_err(|source| LoadError::Program { program, source: Box::new(source) })?;
+        }
+        Ok(())
     }
 
     /// Loads the socket programs too, for a node in the calling thread's network namespace.

@@ -4,6 +4,7 @@ use super::family::Tested;
 use super::memory::Memory;
 use portolan_abi::exit;
 use portolan_core::answer::{QUOTED, Rejection, unreachable_checksum};
+use portolan_core::egress::{identifier, identifier_at};
 use portolan_core::icmp::{Translation, echo_reply, quoted_at};
 use portolan_core::tunnel::{Complaint, Parcel, QUOTED_OTHER, QUOTED_TCP, complaint, parcel};
 use portolan_core::wire::{ETHERNET, FirstPiece, Frame, Kind, Packet, parse, piece, proto, split_ports};
@@ -46,6 +47,10 @@ pub fn apply<F: Tested>(
         Verdict::Release => out = tables.release(frame),
         Verdict::Forward(rewrite, exit) if packet.kind == Kind::Fragment => {
             forward_piece(&mut out, &packet, rewrite);
+            address(&mut out, hook, *exit);
+        }
+        Verdict::Forward(rewrite, exit) if matches!(packet.kind, Kind::Echo | Kind::EchoReply) => {
+            forward_echo(&mut out, &packet, rewrite);
             address(&mut out, hook, *exit);
         }
         Verdict::Forward(rewrite, exit) => {
@@ -98,6 +103,18 @@ fn forward<F: Tested>(out: &mut [u8], packet: &Packet<F>, new: &Rewrite<F::Addr>
     }
     let sum = checksum::update(old, difference);
     put(out, at, (if udp && sum == 0 { 0xffff } else { sum }).to_ne_bytes());
+}
+
+fn forward_echo<F: Tested>(out: &mut [u8], packet: &Packet<F>, new: &Rewrite<F::Addr>) {
+    let (at, sum) = (identifier_at::<F>(), ETHERNET + F::HEADER_LEN + 2);
+    put(out, ETHERNET, header::<F>(F::rewrite(packet.header, new.src, new.dst, new.ttl)));
+    let (old, identifier) = (u16::from_ne_bytes([out[at], out[at + 1]]), identifier(new.ports));
+    put(out, at, identifier.to_ne_bytes());
+    let mut difference = checksum::difference(u32::from(old), u32::from(identifier));
+    if F::ICMP_PSEUDO {
+        difference += packet.key.src.difference(new.src) + packet.key.dst.difference(new.dst);
+    }
+    put(out, sum, checksum::update(sum_at(out, sum), difference).to_ne_bytes());
 }
 
 fn error<F: Tested>(out: &mut [u8], new: &Translation<F>) {
@@ -173,7 +190,7 @@ pub fn unpack<F: Tested>(frame: &[u8]) -> Vec<u8> {
 
 /// The Ethernet addresses that the way out needs.
 fn address(out: &mut [u8], hook: Hook, exit: Exit) {
-    if (exit.kind == exit::POD || exit.kind == exit::HOST) && hook != Hook::PodEgress {
+    if matches!(exit.kind, exit::POD | exit::HOST | exit::OVERLAY) && hook != Hook::PodEgress {
         let macs = [exit.mac, gateway_mac()].concat();
         put(out, 0, macs.into_iter().flat_map(u16::to_ne_bytes).collect::<Vec<u8>>());
     }

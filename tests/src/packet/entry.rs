@@ -4,18 +4,19 @@ use std::collections::BTreeSet;
 
 use portolan_abi::counter;
 use portolan_core::fragment::{
-    Next, decide_first, decide_later, decide_new_first, decide_stray, note, note_fate, open_first,
+    Next, decide_first, decide_later, decide_new_first, decide_stray, note, note_fate,
 };
-use portolan_core::wire::{Frame, is_piece};
+use portolan_core::wire::{FirstPiece, Frame, Kind, is_piece, parse};
 use portolan_core::{Family, Hook, Short, Tables, V4, V6, Verdict};
 use portolan_core::{
-    New, decide, decide_error, decide_known, decide_new, decide_other, established, open, tunnel,
+    New, decide, decide_error, decide_known, decide_new, decide_other, decide_ping, established, open, tunnel,
 };
 
 use super::apply::{Bytes, apply, unpack};
 use super::family::Tested;
 use super::fixture::site::Site;
 use super::memory::{Memory, beat};
+use super::world::World;
 
 /// Every hook that has a program, with an interface it is at in [`Site`]'s world.
 pub const HOOKS: [(Hook, u32); 7] = [
@@ -48,18 +49,24 @@ pub fn steps<F: Family, T: Tables<F>>(
         New::Verdict(verdict) => verdict,
         New::Open(choice) => match open(hook, ifindex, frame, choice, tables, now) {
             Err(reason) => Verdict::Drop(reason),
-            Ok(()) => match opened(hook, ifindex, frame, tables, now) {
+            Ok(false) => Verdict::Pass(counter::PASSED),
+            Ok(true) => match opened(hook, ifindex, frame, tables, now) {
                 Some(verdict) => verdict,
                 None => Verdict::Drop(portolan_core::Reason::FlowTable),
             },
         },
         New::Other => match decide_error(hook, frame, tables).verdict() {
             Some(verdict) => verdict,
+            None if is_echo::<F>(frame) => decide_ping(hook, ifindex, frame, tables, now),
             None if is_piece::<F, _>(frame) => pieces(hook, ifindex, frame, tables, now),
             None => decide_other(hook, ifindex, frame, tables),
         },
     };
     (verdict, false)
+}
+
+fn is_echo<F: Family>(frame: &impl Frame) -> bool {
+    matches!(parse::<F, _>(frame).kind, Kind::Echo | Kind::EchoReply)
 }
 
 /// The steps for pieces of packets.
@@ -88,9 +95,10 @@ fn pieces<F: Family, T: Tables<F>>(
         New::Verdict(verdict) => verdict,
         New::Other => decide_stray(hook, frame, tables),
         New::Open(choice) => {
-            return match open_first(hook, ifindex, frame, choice, tables, now) {
+            return match open::<F, _, _>(hook, ifindex, &FirstPiece(frame), choice, tables, now) {
                 Err(reason) => Verdict::Drop(reason),
-                Ok(()) => first().expect("the flow was opened"),
+                Ok(false) => Verdict::Pass(counter::PASSED_FRAGMENT),
+                Ok(true) => first().expect("the flow was opened"),
             };
         }
     };
@@ -147,10 +155,11 @@ pub fn one<F: Tested>(
 /// A decision does, or one is wrong in itself.
 pub fn every_hook(bytes: &[u8]) -> BTreeSet<u32> {
     thread_local! {
-        static V4_TABLES: [Memory<V4>; 2] =
-            [Site::v4().busy_world(), Site::v4().direct_world()].map(|world| Memory::new(&world));
-        static V6_TABLES: [Memory<V6>; 2] =
-            [Site::v6().busy_world(), Site::v6().direct_world()].map(|world| Memory::new(&world));
+        static V4_TABLES: [Memory<V4>; 3] = worlds(&Site::v4()).map(|world| Memory::new(&world));
+        static V6_TABLES: [Memory<V6>; 3] = worlds(&Site::v6()).map(|world| Memory::new(&world));
+    }
+    fn worlds(site: &Site) -> [World; 3] {
+        [site.busy_world(), site.direct_world(), site.overlaid_world()]
     }
     fn family<F: Tested>(tables: &Memory<F>, bytes: &[u8], outcomes: &mut BTreeSet<u32>) {
         for (hook, ifindex) in HOOKS.into_iter().chain([(Hook::Tunnel, Site::UPLINK_IF)]) {

@@ -56,6 +56,7 @@ fn set_up() {
         ("pod-b", Site::B_IF),
         ("uplink", Site::UPLINK_IF),
         ("service", Site::SERVICE_IF),
+        ("overlay", Site::OVERLAY_IF),
     ] {
         let (index, peer) = (index.to_string(), format!("{name}-x"));
         ip(&["link", "add", name, "index", &index, "type", "veth", "peer", "name", &peer]);
@@ -167,6 +168,7 @@ impl Kernel {
         replace(&tables.affinity, &[]);
         replace(&tables.fragments, &[]);
         replace(&tables.sources, &[]);
+        replace(&tables.realms, &[]);
         assert!(tables.flows.dump().expect("the table can be read").is_empty(), "the flow table is empty");
     }
 
@@ -185,6 +187,7 @@ impl Kernel {
         replace(&tables.endpoints, &records.endpoints);
         let sources: Vec<_> = records.sources.iter().map(|key| (*key, 1)).collect();
         replace(&tables.sources, &sources);
+        replace(&tables.realms, &records.realms);
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use portolan_abi::{
     Affinity, AffinityKey, Backend, Config, EARLY_BYTES, Endpoint, Flow, FlowKey, Fragment, FragmentKey,
-    Frontend, FrontendKey, Service, SourceKey, fate,
+    Frontend, FrontendKey, PrefixKey, Realm, Service, SourceKey, fate,
 };
 use portolan_core::Tables;
 use portolan_core::conntrack::yields;
@@ -34,6 +34,7 @@ pub struct Memory<F: NodeFamily> {
     slab: Vec<u32>,
     backends: Vec<Backend<F::Addr>>,
     routes: Vec<(F::Addr, u32, u32)>,
+    realms: BTreeMap<PrefixKey<F::Addr>, Realm>,
     /// Flows.
     pub flows: RefCell<Flows<F>>,
     /// Backends that clients had last.
@@ -52,7 +53,7 @@ impl<F: NodeFamily> Memory<F> {
     /// The tables of a world, without flows.
     #[must_use]
     pub fn new(world: &World) -> Self {
-        let Records { config, frontends, sources, services, slab, backends, endpoints, routes } =
+        let Records { config, frontends, sources, services, slab, backends, endpoints, routes, realms } =
             world.records::<F>();
         Self {
             config,
@@ -63,6 +64,7 @@ impl<F: NodeFamily> Memory<F> {
             slab,
             backends,
             routes,
+            realms: realms.into_iter().collect(),
             flows: RefCell::default(),
             affinity: RefCell::default(),
             fragments: RefCell::default(),
@@ -149,6 +151,13 @@ impl<F: NodeFamily> Tables<F> for Memory<F> {
         self.endpoints.get(addr).copied()
     }
 
+    fn realm(&self, addr: &F::Addr) -> Option<Realm> {
+        let fits = |(key, _): &(&PrefixKey<F::Addr>, &Realm)| {
+            number::<F>(key.addr, key.bits) == number::<F>(*addr, key.bits)
+        };
+        self.realms.iter().filter(fits).max_by_key(|(key, _)| key.bits).map(|(_, realm)| *realm)
+    }
+
     fn route(&self, _src: &F::Addr, dst: &F::Addr) -> Option<u32> {
         let fits = |(prefix, bits, _): &&(F::Addr, u32, u32)| {
             number::<F>(*prefix, *bits) == number::<F>(*dst, *bits)
@@ -190,6 +199,11 @@ impl<F: NodeFamily> Tables<F> for Memory<F> {
     fn claim(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
         let taken = self.flows.borrow().get(key).copied();
         taken.is_none_or(|taken| yields(key.proto, &taken, flow)) && self.put(key, flow)
+    }
+
+    fn claim_free(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
+        // There are no sockets here.
+        self.claim(key, flow)
     }
 
     fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {

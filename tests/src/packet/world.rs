@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use portolan_abi::{
-    Backend, Config, Endpoint, Frontend, FrontendKey, Ring, Service, SourceKey, Words, backend_flag,
-    endpoint_flag, frontend_flag,
+    Backend, Config, Endpoint, Frontend, FrontendKey, PrefixKey, Realm, Ring, Service, SourceKey, UPLINKS,
+    Words, backend_flag, endpoint_flag, frontend_flag,
 };
 use portolan_core::Address;
 use portolan_node::maps::NodeFamily;
@@ -20,6 +20,8 @@ pub struct Pod {
     pub ifindex: u32,
     /// MAC address inside of the pod.
     pub mac: Mac,
+    /// Bits of [`endpoint_flag`] beside `LIVE`.
+    pub flags: u16,
 }
 
 /// Where a service is asked for.
@@ -91,6 +93,8 @@ pub struct World {
     pub pods: Vec<Pod>,
     /// Routes; the kernel has its own.
     pub routes: Vec<RouteTo>,
+    /// Prefixes of the cluster, with their lengths.
+    pub realms: Vec<(IpAddr, u32, Realm)>,
 }
 
 /// A world as the records of the tables of one family.
@@ -112,6 +116,8 @@ pub struct Records<F: NodeFamily> {
     pub endpoints: Vec<(F::Addr, Endpoint)>,
     /// Routes: prefix, its length, interface.
     pub routes: Vec<(F::Addr, u32, u32)>,
+    /// Prefixes of the cluster.
+    pub realms: Vec<(PrefixKey<F::Addr>, Realm)>,
 }
 
 impl World {
@@ -127,9 +133,15 @@ impl World {
             nodeport_first: 30_000,
             nodeport_last: 32_767,
             seed: 0x5eed_0001,
+            overlay_ifindex: 0,
+            overlay_id: 0,
+            overlay_port: 0,
+            flags: 0,
+            uplinks: [0; UPLINKS],
         };
         let (nodes, peers, services, backends) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { config, nodes, peers, services, backends, pods: Vec::new(), routes: Vec::new() }
+        let (pods, routes, realms) = (Vec::new(), Vec::new(), Vec::new());
+        Self { config, nodes, peers, services, backends, pods, routes, realms }
     }
 
     /// Adds a backend; its index.
@@ -171,10 +183,17 @@ impl World {
         let endpoint = |pod: &Pod| {
             Some((
                 F::of(pod.addr)?,
-                Endpoint { ifindex: pod.ifindex, mac: words(pod.mac), flags: endpoint_flag::LIVE },
+                Endpoint {
+                    ifindex: pod.ifindex,
+                    mac: words(pod.mac),
+                    flags: endpoint_flag::LIVE | pod.flags,
+                },
             ))
         };
         let route = |route: &RouteTo| Some((F::of(route.prefix)?, route.bits, route.ifindex));
+        let realm = |(addr, bits, realm): &(IpAddr, u32, Realm)| {
+            Some((PrefixKey { bits: *bits, addr: F::of(*addr)? }, *realm))
+        };
         let backend = |b: &BackendAt| Backend {
             picked: 0,
             addr: F::of(b.addr).unwrap_or(F::Addr::UNSPECIFIED),
@@ -190,6 +209,7 @@ impl World {
             backends: self.backends.iter().map(backend).collect(),
             endpoints: self.pods.iter().filter_map(endpoint).collect(),
             routes: self.routes.iter().filter_map(route).collect(),
+            realms: self.realms.iter().filter_map(realm).collect(),
         }
     }
 

@@ -22,7 +22,7 @@ pub(super) fn differences(desired: &Config, kernel: &Config) -> Vec<Difference> 
 }
 
 /// By destructuring: a field that is added is a field that is compared.
-fn fields(config: &Config) -> [(&'static str, String); 8] {
+fn fields(config: &Config) -> [(&'static str, String); 13] {
     let Config {
         node_v4,
         node_v6,
@@ -32,6 +32,11 @@ fn fields(config: &Config) -> [(&'static str, String); 8] {
         nodeport_first,
         nodeport_last,
         seed,
+        overlay_ifindex,
+        overlay_id,
+        overlay_port,
+        flags,
+        uplinks,
     } = *config;
     [
         ("IPv4 address", address(V4::ip(node_v4))),
@@ -42,6 +47,11 @@ fn fields(config: &Config) -> [(&'static str, String); 8] {
         ("first NodePort", nodeport_first.to_string()),
         ("last NodePort", nodeport_last.to_string()),
         ("seed of the flow hash", format!("{seed:#x}")),
+        ("interface of the overlay", overlay_ifindex.to_string()),
+        ("network of the overlay", overlay_id.to_string()),
+        ("port of the overlay", overlay_port.to_string()),
+        ("flags", format!("{flags:#x}")),
+        ("uplinks", format!("{uplinks:?}")),
     ]
 }
 

@@ -1,19 +1,17 @@
 //! Objects in, tables and routes out.
 
+mod node;
+
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use ipnetwork::IpNetwork;
-use portolan_abi::{Config, Words};
+use portolan_abi::UPLINKS;
 use portolan_apply::{Applier, Collected};
-use portolan_core::{V4, V6};
 use portolan_model::{self as model, ServiceKey, Store};
 use portolan_node::Tables;
 use portolan_node::attach::Interface;
-use portolan_node::link::{Event, Links, RouteReport, SERVICE_DEVICE, ServiceSources, Watch};
-use portolan_node::maps::NodeFamily;
+use portolan_node::link::{Links, Watch};
 use portolan_node::sockets::Transport;
 use portolan_plan::{Changes, Extent, NodePlan, health_check, is_eligible};
 use portolan_source::Update;
@@ -21,20 +19,14 @@ use portolan_source::Update;
 use super::audit::{self, Findings};
 use super::network::Network;
 use super::ports::PortWatch;
-use super::programs::{Programs, Role};
+use super::programs::Programs;
 use super::sockets;
 use super::state::{Core, Shared};
 use super::{Departed, Options};
 use crate::metrics::Metrics;
 
-/// Seed of the flow hash. One for all nodes and versions: all have to choose alike.
-const SEED: u32 = 0x706f_7274;
-
 /// Differences that an audit logs at most.
 const LOGGED: usize = 20;
-
-/// Index of `lo`: the first interface of every network namespace.
-const LOOPBACK: u32 = 1;
 
 /// Brings the node to what the objects say.
 pub(super) struct Engine {
@@ -48,6 +40,10 @@ pub(super) struct Engine {
     /// MTU that the service device was last given, if it was since the start.
     service_mtu: Option<u32>,
     uplinks: Vec<Interface>,
+    /// Those that the tables name from before, until some are found.
+    known_uplinks: [u32; UPLINKS],
+    /// Index of the overlay device, if there is an overlay.
+    overlay: Option<u32>,
     ports: PortWatch,
     /// For what is done beside the applier.
     tables: Arc<Tables>,
@@ -61,7 +57,7 @@ impl Engine {
         programs: Arc<Programs>,
         (shared, network, metrics): (Arc<Shared>, Arc<Network>, Arc<Metrics>),
         tables: Tables,
-        service_ifindex: u32,
+        (service_ifindex, overlay): (u32, Option<u32>),
     ) -> Self {
         Self {
             options: options.clone(),
@@ -73,6 +69,8 @@ impl Engine {
             service_ifindex,
             service_mtu: None,
             uplinks: Vec::new(),
+            known_uplinks: tables.config.read(0).uplinks,
+            overlay,
             ports: PortWatch::default(),
             tables: Arc::new(tables),
             started: SystemTime::now(),
@@ -202,111 +200,6 @@ impl Engine {
         self.metrics.count_endpoint_changes(of(model::Kind::EndpointSlice));
     }
 
-    /// What the packet path must know of the node.
-    fn config(&self, node: &NodePlan) -> Config {
-        let (first, last) = self.options.masquerade_range;
-        Config {
-            node_v4: node.addresses.iter().copied().find_map(V4::of).unwrap_or(Words::ZERO),
-            node_v6: node.addresses.iter().copied().find_map(V6::of).unwrap_or(Words::ZERO),
-            service_ifindex: self.service_ifindex,
-            masquerade_first: first,
-            masquerade_count: last - first + 1,
-            nodeport_first: self.options.node_port_range.0,
-            nodeport_last: self.options.node_port_range.1,
-            seed: SEED,
-        }
-    }
-
-    /// Addresses, routes and uplinks of the node. Each part goes on when another fails.
-    async fn node(&mut self, node: &NodePlan) {
-        if !node.pod_cidrs.is_empty() {
-            let set = tokio::task::block_in_place(|| self.network.set_pod_cidrs(node.pod_cidrs.clone()));
-            self.warn("podCIDRs", set.err().map(|err| format!("podCIDRs: {err}")));
-        }
-        self.warn("NodePort addresses", closed_node_ports(node));
-        let native: Vec<_> = node.routes.iter().map(|route| (route.prefix, route.via)).collect();
-        let routes = self.links.ensure_routes(&native, &node.pod_cidrs).await;
-        self.report("routes", routes);
-        let sources = ServiceSources {
-            v4: node.addresses.iter().find_map(|addr| match addr {
-                IpAddr::V4(addr) => Some(*addr),
-                IpAddr::V6(_) => None,
-            }),
-            v6: node.addresses.iter().find_map(|addr| match addr {
-                IpAddr::V6(addr) => Some(*addr),
-                IpAddr::V4(_) => None,
-            }),
-        };
-        // Without an address in a family, its packets would have no source that a backend could answer.
-        let has =
-            |cidr: &&IpNetwork| if cidr.is_ipv4() { sources.v4.is_some() } else { sources.v6.is_some() };
-        let cidrs: Vec<IpNetwork> = self.options.service_cidrs.iter().filter(has).copied().collect();
-        let routes = self.links.ensure_service_routes(&cidrs, sources).await;
-        self.report("service routes", routes);
-        let skipped: Vec<String> = node
-            .skipped
-            .iter()
-            .map(|s| format!("no route to {} of node {}: {}", s.prefix, s.node, s.reason))
-            .collect();
-        self.warn("skipped routes", (!skipped.is_empty()).then(|| skipped.join("; ")));
-        self.find_uplinks(&node.addresses).await;
-    }
-
-    /// Attaches to uplinks that are new, and takes their MTU for pods.
-    async fn find_uplinks(&mut self, addresses: &[IpAddr]) {
-        let found = match self.links.uplinks(addresses).await {
-            Ok(found) => found,
-            Err(err) => return self.warn("uplinks", Some(format!("finding uplinks: {err}"))),
-        };
-        let smallest = found.iter().map(|uplink| uplink.mtu).min();
-        if let (0, Some(mtu)) = (self.options.mtu, smallest) {
-            self.network.set_mtu(mtu);
-            self.set_service_mtu(mtu).await;
-        }
-        let uplinks: Vec<Interface> =
-            found.into_iter().map(|link| Interface { name: link.name, ifindex: link.ifindex }).collect();
-        let mut failed = None;
-        for uplink in uplinks.iter().filter(|uplink| !self.uplinks.contains(uplink)) {
-            match self.programs.attach(uplink, Role::Uplink) {
-                Ok(()) => tracing::info!(iface = uplink.name, "uplink attached"),
-                Err(err) => failed = Some(format!("uplink {}: {err}", uplink.name)),
-            }
-        }
-        if uplinks.is_empty() {
-            failed = Some("no interface carries this node's addresses or a default route".to_owned());
-        }
-        let mut core = self.shared.core();
-        core.interfaces.retain(|_, role| role != "uplink");
-        core.interfaces.extend(uplinks.iter().map(|uplink| (uplink.name.clone(), "uplink".to_owned())));
-        drop(core);
-        self.uplinks = if failed.is_none() { uplinks } else { Vec::new() };
-        self.warn("uplinks", failed);
-    }
-
-    /// The service device follows the uplinks: what the host sends to a service may leave by any of them.
-    async fn set_service_mtu(&mut self, mtu: u32) {
-        if self.service_mtu == Some(mtu) {
-            return;
-        }
-        let set = self.links.ensure_service_device(mtu).await;
-        if set.is_ok() {
-            self.service_mtu = Some(mtu);
-        }
-        self.warn("service device", set.err().map(|err| format!("MTU of {SERVICE_DEVICE}: {err}")));
-    }
-
-    /// The service device and loopback.
-    async fn attach_own(&mut self) {
-        let own = [(SERVICE_DEVICE, self.service_ifindex, Role::Service), ("lo", LOOPBACK, Role::Loopback)];
-        for (name, ifindex, role) in own {
-            let interface = Interface { name: name.to_owned(), ifindex };
-            let attached = self.programs.attach(&interface, role);
-            self.warn(name, attached.err().map(|err| format!("{name}: {err}")));
-            let role = if role == Role::Service { "service" } else { "loopback" };
-            self.shared.core().interfaces.insert(name.to_owned(), role.to_owned());
-        }
-    }
-
     /// The hooks at the sockets of a cgroup, which spare packets their translation. The node works without.
     fn attach_sockets(&mut self) {
         let cgroup = self.options.socket_cgroup.clone();
@@ -322,24 +215,6 @@ impl Engine {
             self.shared.core().socket_cgroup = cgroup;
         }
         self.warn("sockets", attached.err().map(|err| format!("sockets: {:#}", anyhow::Error::from(err))));
-    }
-
-    /// An interface or address of the node changed.
-    pub(super) async fn link_event(&mut self, event: Event) {
-        let ours = |name: &str| name.starts_with(portolan_node::link::HOST_PREFIX);
-        match event {
-            Event::Link(link) if ours(&link.name) => return,
-            Event::LinkGone(link) if ours(&link.name) => return,
-            Event::LinkGone(link) => {
-                // A later interface of the same name and index is another one.
-                self.uplinks.retain(|uplink| uplink.ifindex != link.ifindex);
-            }
-            _ => {}
-        }
-        if self.shared.core().synced {
-            let addresses = self.shared.core().planner.node().addresses.clone();
-            self.find_uplinks(&addresses).await;
-        }
     }
 
     /// Removes flows that are over, beside everything else: there may be hundreds of thousands.
@@ -496,34 +371,10 @@ impl Engine {
         }
     }
 
-    fn report(&self, about: &'static str, result: Result<RouteReport, portolan_node::link::Error>) {
-        let warning = match result {
-            Ok(report) if report.failed.is_empty() => None,
-            Ok(report) => {
-                let lines: Vec<String> =
-                    report.failed.iter().map(|(route, err)| format!("{}: {err}", route.prefix)).collect();
-                Some(format!("{about}: {}", lines.join("; ")))
-            }
-            Err(err) => Some(format!("{about}: {err}")),
-        };
-        self.warn(about, warning);
-    }
-
     /// Notes or clears a warning.
     fn warn(&self, about: &'static str, warning: Option<String>) {
         set_warning(&mut self.shared.core(), about, warning);
     }
-}
-
-/// What is wrong if no address of the node answers NodePorts.
-fn closed_node_ports(node: &NodePlan) -> Option<String> {
-    (node.node_ports.is_empty() && !node.addresses.is_empty()).then(|| {
-        let own: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
-        format!(
-            "NodePorts are closed: --nodeport-addresses has none of this node's InternalIPs, {}",
-            own.join(", ")
-        )
-    })
 }
 
 fn set_warning(core: &mut Core, about: &'static str, warning: Option<String>) {

@@ -40,6 +40,7 @@ use crate::metrics::{self, Metrics};
 use engine::Engine;
 use network::Network;
 pub use options::{Departed, LogFormat, Options, Selection, SourceSpec};
+use options::{ExternalMode, RoutingMode};
 use programs::Programs;
 use state::Shared;
 pub use uninstall::{UninstallOptions, uninstall};
@@ -96,6 +97,8 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
         node_port_addresses: options.nodeport_addresses.clone(),
         consistent: options.external_selection == Selection::Maglev,
         external_mode: options.external_mode.into(),
+        overlay: options.overlay.planned(),
+        inside: options.inside(),
         reset_departed: options.departed_backends == Departed::Reset,
     };
     let planner = Planner::with_options(&options.node_name, rules);
@@ -104,9 +107,11 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     // From now on: a probe is to hear that the agent has nothing to serve yet, or waits for it.
     tokio::spawn(health::serve(probes, Arc::clone(&shared.health), Arc::clone(&metrics)));
     tokio::spawn(health::keep(Arc::clone(&shared.health)));
-    let service = links.ensure_service_device(service_mtu(&options, &links).await?).await?;
+    let mtu = service_mtu(&options, &links).await?;
+    let service = links.ensure_service_device(mtu).await?;
+    let overlay = overlay(&options, &links, &programs, mtu).await?;
     let parts = (Arc::clone(&shared), Arc::clone(&network), Arc::clone(&metrics));
-    let mut engine = Engine::new(&options, links, programs, parts, tables, service.ifindex);
+    let mut engine = Engine::new(&options, links, programs, parts, tables, (service.ifindex, overlay));
 
     // Watch first, then read: what changes in between is not lost.
     let mut events = engine.watch().await?;
@@ -193,13 +198,35 @@ fn note_queued(
     receiver
 }
 
-/// The smallest MTU of all uplinks: what is sent to a service may leave by any of them.
+/// The overlay device, with its programs loaded, if this mode has one; its index.
+async fn overlay(
+    options: &Options,
+    links: &Links,
+    programs: &Programs,
+    mtu: u32,
+) -> anyhow::Result<Option<u32>> {
+    if options.overlay.routing_mode != RoutingMode::Vxlan {
+        return Ok(None);
+    }
+    if options.external_mode != ExternalMode::Snat {
+        tracing::warn!(
+            "--external-mode has no effect for backends of other nodes with --routing-mode vxlan: they are masqueraded"
+        );
+    }
+    tokio::task::block_in_place(|| programs.object().load_overlay())?;
+    let ifindex = links.ensure_overlay(options.overlay.overlay_port, mtu).await.context(
+        "making the overlay device: the kernel needs CONFIG_VXLAN, and the UDP port must be free (--overlay-port)",
+    )?;
+    Ok(Some(ifindex))
+}
+
+/// The smallest MTU of all uplinks, less what the overlay takes: what is sent to a service may leave by any of them.
 async fn service_mtu(options: &Options, links: &Links) -> anyhow::Result<u32> {
     if options.mtu != 0 {
         return Ok(options.mtu);
     }
     let uplinks = links.uplinks(&[]).await?;
-    Ok(uplinks.iter().map(|uplink| uplink.mtu).min().unwrap_or(DEFAULT_MTU))
+    Ok(options.overlay.inside(uplinks.iter().map(|uplink| uplink.mtu).min().unwrap_or(DEFAULT_MTU)))
 }
 
 /// Checks what the node can do; every lack is one line.

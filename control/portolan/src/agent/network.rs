@@ -34,6 +34,8 @@ pub(super) struct Network {
     ipam: Ipam,
     /// Attachments that are being made or removed: what the tables have of them may be either.
     busy: Mutex<Vec<AttachmentId>>,
+    /// Prefixes of pods whose addresses are known outside of the cluster.
+    routable: Vec<IpNetwork>,
     /// Whether the node's podCIDRs are known, from which new addresses come.
     has_cidrs: AtomicBool,
 }
@@ -59,6 +61,7 @@ impl Network {
             mtu,
             ipam,
             busy: Mutex::default(),
+            routable: options.routable_pods.clone(),
             has_cidrs: AtomicBool::new(false),
         })
     }
@@ -150,8 +153,15 @@ impl Network {
         let Some(interface) = interfaces.iter().find(|it| it.name == allocation.meta.host_ifname) else {
             return Vec::new();
         };
-        let endpoint = endpoint(interface.ifindex, &allocation.id);
-        allocation.addresses.iter().map(|addr| (addr, endpoint)).collect()
+        let record = |addr| (addr, self.endpoint(addr, interface.ifindex, &allocation.id));
+        allocation.addresses.iter().map(record).collect()
+    }
+
+    /// The record of one of a pod's addresses.
+    fn endpoint(&self, addr: IpAddr, ifindex: u32, id: &AttachmentId) -> Endpoint {
+        let routable = self.routable.iter().any(|prefix| prefix.contains(addr));
+        let flags = endpoint_flag::LIVE | if routable { endpoint_flag::ROUTABLE } else { 0 };
+        Endpoint { ifindex, mac: words(mac_of(id)), flags }
     }
 
     fn busy(&self) -> MutexGuard<'_, Vec<AttachmentId>> {
@@ -218,9 +228,8 @@ impl Network {
     /// Attaches a pod's programs, then lets its addresses in.
     fn place(&self, interface: &Interface, allocation: &Allocation) -> Result<(), PlaceError> {
         self.programs.attach(interface, Role::Pod)?;
-        let endpoint = endpoint(interface.ifindex, &allocation.id);
         for addr in allocation.addresses.iter() {
-            self.admit(addr, &endpoint)?;
+            self.admit(addr, &self.endpoint(addr, interface.ifindex, &allocation.id))?;
         }
         Ok(())
     }
@@ -463,10 +472,6 @@ pub(super) fn mac_of(id: &AttachmentId) -> [u8; 6] {
 
 pub(super) fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-fn endpoint(ifindex: u32, id: &AttachmentId) -> Endpoint {
-    Endpoint { ifindex, mac: words(mac_of(id)), flags: endpoint_flag::LIVE }
 }
 
 fn words([a, b, c, d, e, f]: [u8; 6]) -> [u16; 3] {

@@ -8,7 +8,9 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use http::Uri;
 use ipnetwork::IpNetwork;
+use portolan_model::Family;
 use portolan_node::Sizes;
+use portolan_node::link::overhead;
 use portolan_plan::NodePortAddresses;
 
 /// Options of `portolan agent`.
@@ -53,6 +55,18 @@ pub struct Options {
     /// Source ports for masqueraded service traffic; outside of the kernel's ephemeral range and of NodePorts
     #[arg(long, default_value = "10240-29999", value_parser = ports)]
     pub masquerade_range: (u16, u16),
+    #[command(flatten)]
+    pub(super) overlay: Overlay,
+    /// Whether what pods send out of the cluster leaves with the node's address
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "true|false")]
+    pub masquerade: bool,
+    /// Prefixes that are inside of the cluster, besides nodes, pods, services and link-local addresses: what pods send there keeps
+    /// its source address
+    #[arg(long = "non-masquerade-cidr", value_name = "CIDR", value_delimiter = ',')]
+    pub non_masquerade_cidrs: Vec<IpNetwork>,
+    /// Prefixes of pods whose addresses are known outside of the cluster: what they send is not masqueraded
+    #[arg(long = "routable-pods", value_name = "CIDR", value_delimiter = ',')]
+    pub routable_pods: Vec<IpNetwork>,
     /// Serve `spec.externalIPs`: whoever may write a Service can then take over any address
     #[arg(long)]
     pub external_ips: bool,
@@ -114,6 +128,12 @@ impl Options {
         Sizes { services, slots, backends, frontends, sources, clients, flows }
     }
 
+    /// What is inside of the cluster besides nodes and pods.
+    pub(super) fn inside(&self) -> Vec<IpNetwork> {
+        let fixed = ["169.254.0.0/16", "fe80::/10"].into_iter().filter_map(|prefix| prefix.parse().ok());
+        fixed.chain(self.service_cidrs.iter().chain(&self.non_masquerade_cidrs).copied()).collect()
+    }
+
     /// Ports that no local connection may take as its source: NodePorts, and those for masqueraded flows.
     ///
     /// # Errors
@@ -131,6 +151,63 @@ impl Options {
         }
         Ok([nodes.0..=nodes.1, masquerade.0..=masquerade.1])
     }
+}
+
+/// How pods of other nodes are reached.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Overlay {
+    /// How pods of other nodes are reached; the same on all nodes
+    #[arg(long, value_enum, default_value_t = RoutingMode::Native)]
+    pub(super) routing_mode: RoutingMode,
+    /// UDP port of the overlay; the same on all nodes
+    #[arg(long, default_value_t = 8472, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) overlay_port: u16,
+    /// Number of the overlay's network (VNI); the same on all nodes
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
+    pub(super) overlay_id: u32,
+    /// Family of the nodes' addresses that packets of the overlay travel between
+    #[arg(long, value_enum, default_value_t = OverlayFamily::Ipv4)]
+    overlay_family: OverlayFamily,
+}
+
+impl Overlay {
+    /// Family of the addresses outside.
+    pub(super) fn family(&self) -> Family {
+        match self.overlay_family {
+            OverlayFamily::Ipv4 => Family::V4,
+            OverlayFamily::Ipv6 => Family::V6,
+        }
+    }
+
+    /// [`family`](Self::family), if there is an overlay.
+    pub(super) fn planned(&self) -> Option<Family> {
+        (self.routing_mode == RoutingMode::Vxlan).then(|| self.family())
+    }
+
+    /// What is left of an uplink's MTU.
+    pub(super) fn inside(&self, mtu: u32) -> u32 {
+        self.planned().map_or(mtu, |family| mtu.saturating_sub(overhead(family == Family::V4)))
+    }
+}
+
+/// How pods of other nodes are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum RoutingMode {
+    /// By routes to their nodes, which share a network
+    Native,
+    /// By VXLAN, over any network between the nodes
+    Vxlan,
+    /// By what routes the network has: none are set
+    Fabric,
+}
+
+/// A family of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OverlayFamily {
+    /// IPv4
+    Ipv4,
+    /// IPv6
+    Ipv6,
 }
 
 /// Where the agent keeps and installs files.

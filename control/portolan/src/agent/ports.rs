@@ -1,6 +1,6 @@
 //! Whether there are masquerade ports left, and who has them if not.
 
-use portolan_abi::counter;
+use portolan_abi::{NO_SERVICE, counter};
 use portolan_apply::PortUser;
 
 use super::state::Core;
@@ -33,17 +33,14 @@ impl PortWatch {
 }
 
 fn text(core: &Core, user: &PortUser) -> String {
-    let services = || core.applier.services();
-    let name = services()
-        .find(|(_, _, ports)| ports.iter().any(|port| port.index == user.service))
-        .map_or_else(|| format!("#{}", user.service), |(key, _, _)| key.to_string());
+    let of_service = || {
+        let services =
+            core.applier.services().find(|(_, _, ports)| ports.iter().any(|it| it.index == user.service));
+        services.map_or_else(|| format!("service #{}", user.service), |(key, _, _)| format!("service {key}"))
+    };
+    let name =
+        if user.service == NO_SERVICE { "traffic out of the cluster".to_owned() } else { of_service() };
     let clients: Vec<String> =
         user.clients.iter().map(|(addr, flows)| format!("{addr} with {flows}")).collect();
-    format!(
-        "service {name} at {} {}: {} flows, of {}",
-        user.backend,
-        user.protocol,
-        user.flows,
-        clients.join(", ")
-    )
+    format!("{name} at {} {}: {} flows, of {}", user.backend, user.protocol, user.flows, clients.join(", "))
 }

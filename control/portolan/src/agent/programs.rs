@@ -18,6 +18,8 @@ pub(super) enum Role {
     Service,
     /// The loopback device.
     Loopback,
+    /// The overlay device.
+    Overlay,
 }
 
 impl Role {
@@ -27,7 +29,19 @@ impl Role {
             "uplink" => Some(Self::Uplink),
             "service" => Some(Self::Service),
             "loopback" => Some(Self::Loopback),
+            "overlay" => Some(Self::Overlay),
             _ => None,
+        }
+    }
+
+    /// See [`named`](Self::named).
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::Uplink => "uplink",
+            Self::Service => "service",
+            Self::Loopback => "loopback",
+            Self::Overlay => "overlay",
         }
     }
 
@@ -37,6 +51,7 @@ impl Role {
             Self::Uplink => &[("from_uplink", Direction::Ingress), ("to_uplink", Direction::Egress)],
             Self::Service => &[("to_service", Direction::Egress)],
             Self::Loopback => &[("to_loopback", Direction::Egress)],
+            Self::Overlay => &[("from_overlay", Direction::Ingress), ("to_overlay", Direction::Egress)],
         }
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
-use portolan_node::link::{Links, SERVICE_DEVICE};
+use portolan_node::link::{Links, OVERLAY_DEVICE, SERVICE_DEVICE};
 use portolan_node::{Attacher, Mode, Sockets};
 
 use super::install::{CONFLIST, PLUGIN};
@@ -86,7 +86,8 @@ fn detach_tcx(global: &Global) -> anyhow::Result<()> {
 async fn detach_clsact(links: &Links, global: &Global) -> anyhow::Result<()> {
     let clsact = Attacher::new(Mode::Clsact, &global.pins);
     for interface in links.interfaces().await? {
-        let ours = interface.name == SERVICE_DEVICE || interface.name.starts_with("ptl");
+        let ours = [SERVICE_DEVICE, OVERLAY_DEVICE].contains(&interface.name.as_str())
+            || interface.name.starts_with("ptl");
         // Only filters with our priority and handle are removed.
         if !ours && clsact.detach(&interface.name)? {
             links.remove_empty_clsact(interface.ifindex).await?;

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
+use portolan_abi::NO_SERVICE;
 use portolan_core::{V4, V6};
 use portolan_node::{Tables, clock};
 
@@ -152,6 +153,7 @@ fn table(flows: &[FlowView]) -> String {
         };
         let service = match &flow.service {
             Some(service) => service.clone(),
+            None if flow.service_index == NO_SERVICE => "none: out of the cluster".to_owned(),
             None => format!("#{}", flow.service_index),
         };
         table.row([

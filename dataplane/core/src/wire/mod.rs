@@ -78,6 +78,8 @@ pub enum Kind {
     Udp,
     /// An ICMP echo request.
     Echo,
+    /// The answer to one.
+    EchoReply,
     /// An ICMP error.
     IcmpError,
     /// Part of a fragmented packet.
@@ -278,6 +280,8 @@ fn icmp_kind<F: Family>(first: u32) -> Kind {
     let kind = (u32::from_be(first) >> 24) as u8;
     if kind == F::ECHO.0 {
         Kind::Echo
+    } else if kind == F::ECHO.1 {
+        Kind::EchoReply
     } else if F::is_icmp_error(kind) {
         Kind::IcmpError
     } else {

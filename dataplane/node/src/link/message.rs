@@ -9,7 +9,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
     tc::{TcHandle, TcMessage},
@@ -50,6 +50,25 @@ pub(super) fn new_veth(end: &End<'_>, peer: &End<'_>) -> Request {
     ]));
     let doing = format!("making veth {} with peer {}", end.name, peer.name);
     Request::new(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, doing)
+}
+
+/// Makes a VXLAN device that is told by metadata where each packet goes; it is down.
+pub(super) fn new_vxlan(name: &str, mac: [u8; 6], port: u16, mtu: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.into()),
+        LinkAttribute::Address(mac.to_vec()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(vec![
+                InfoVxlan::CollectMetadata(true),
+                InfoVxlan::Learning(false),
+                InfoVxlan::Port(port),
+            ])),
+        ]),
+    ];
+    Request::new(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, format!("making vxlan device {name}"))
 }
 
 /// Looks an interface up by its name.

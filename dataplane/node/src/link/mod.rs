@@ -13,6 +13,7 @@ mod check;
 mod error;
 mod message;
 mod netns;
+mod overlay;
 mod pod;
 mod read;
 mod route;
@@ -34,6 +35,7 @@ use tokio::sync::oneshot;
 pub use check::{Difference, Side};
 pub use error::{CreateError, Error};
 pub use netns::Netns;
+pub use overlay::overhead;
 pub use pod::{PodLink, PodLinkSpec};
 pub use portolan_abi::GATEWAY_MAC;
 pub use read::Interface;
@@ -56,6 +58,9 @@ pub const HOST_PREFIX: &str = "ptl";
 pub const SERVICE_DEVICE: &str = "portolan0";
 /// The other end of [`SERVICE_DEVICE`], where what was sent to a service comes back in.
 pub const SERVICE_PEER: &str = "portolan1";
+
+/// The device by which pods of other nodes are reached, if there is an overlay.
+pub const OVERLAY_DEVICE: &str = "portolan2";
 
 type Job = Box<dyn FnOnce(&mut Socket) + Send>;
 
@@ -166,7 +171,7 @@ impl Links {
 
 /// Whether the name is one that we give to devices.
 fn is_own_device(name: &str) -> bool {
-    is_host_name(name) || name == SERVICE_DEVICE || name == SERVICE_PEER
+    is_host_name(name) || [SERVICE_DEVICE, SERVICE_PEER, OVERLAY_DEVICE].contains(&name)
 }
 
 /// `ptl` and ten hexadecimal digits.

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State},
+    link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType},
 };
@@ -68,6 +68,23 @@ pub(super) fn interface_by_name(socket: &mut Socket, name: &str) -> Result<Optio
         Err(error) if !is_missing(&error) => Err(error),
         Ok(_) | Err(_) => Ok(None),
     }
+}
+
+/// The UDP port of a VXLAN device.
+pub(super) fn vxlan_port(socket: &mut Socket, name: &str) -> Result<Option<u16>, Error> {
+    let Some(Message::NewLink(link)) = socket.run_one(get_link(name))? else { return Ok(None) };
+    let infos = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let vxlan = infos.flatten().filter_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(vxlan)) => Some(vxlan),
+        _ => None,
+    });
+    Ok(vxlan.flatten().find_map(|attribute| match attribute {
+        InfoVxlan::Port(port) => Some(*port),
+        _ => None,
+    }))
 }
 
 /// All addresses with the index of their interface.

@@ -32,7 +32,7 @@ pub struct ServiceSources {
 }
 
 impl ServiceSources {
-    fn of(self, prefix: &IpNetwork) -> Option<IpAddr> {
+    pub(super) fn of(self, prefix: &IpNetwork) -> Option<IpAddr> {
         match prefix {
             IpNetwork::V4(_) => self.v4.map(IpAddr::V4),
             IpNetwork::V6(_) => self.v6.map(IpAddr::V6),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use aya::maps::MapData;
 use portolan_abi::{
     Affinity, AffinityKey, Backend, Endpoint, FlowHash, Fragment, FragmentKey, Frontend, FrontendKey,
-    SourceKey, Words,
+    PrefixKey, Realm, SourceKey, Words,
 };
 use portolan_core::{Family, V4, V6};
 
@@ -60,6 +60,8 @@ pub struct FamilyTables<F: NodeFamily> {
     pub backends: Mapped<Backend<F::Addr>>,
     /// Pods of this node by address.
     pub endpoints: Hash<F::Addr, Endpoint>,
+    /// Prefixes of the cluster.
+    pub realms: Hash<PrefixKey<F::Addr>, Realm>,
     /// Source ranges of services; the value means nothing.
     pub sources: Hash<SourceKey<F::Addr>, u32>,
     /// Backends that clients of services with session affinity had last.
@@ -76,12 +78,13 @@ impl<F: NodeFamily> FamilyTables<F> {
         hash: FlowHash,
     ) -> Result<Self, MapError> {
         let name = |table: &str| format!("{table}_{}", F::SUFFIX);
-        let [frontends, backends, endpoints, sources, affinity, fragments, flows] =
+        let [frontends, backends, endpoints, realms, sources, affinity, fragments, flows] =
             super::name::PER_FAMILY.map(|table| (name(table), get(&name(table))));
         Ok(Self {
             frontends: Hash::new(&frontends.0, frontends.1?)?,
             backends: Mapped::new(&backends.0, backends.1?)?,
             endpoints: Hash::new(&endpoints.0, endpoints.1?)?,
+            realms: Hash::new(&realms.0, realms.1?)?,
             sources: Hash::new(&sources.0, sources.1?)?,
             affinity: Hash::new(&affinity.0, affinity.1?)?,
             fragments: Hash::new(&fragments.0, fragments.1?)?,

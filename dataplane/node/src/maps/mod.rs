@@ -40,8 +40,8 @@ pub mod name {
     /// Pieces of packets that wait for the first one.
     pub const EARLY: &str = "EARLY";
     /// Of every family, with `_V4` or `_V6` behind it.
-    pub const PER_FAMILY: [&str; 7] =
-        ["FRONTENDS", "BACKENDS", "ENDPOINTS", "SOURCES", "AFFINITY", "FRAGMENTS", "FLOWS"];
+    pub const PER_FAMILY: [&str; 8] =
+        ["FRONTENDS", "BACKENDS", "ENDPOINTS", "REALMS", "SOURCES", "AFFINITY", "FRAGMENTS", "FLOWS"];
 
     /// All names.
     pub fn all() -> impl Iterator<Item = String> {

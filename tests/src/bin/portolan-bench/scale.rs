@@ -209,6 +209,11 @@ fn config() -> Config {
         nodeport_first: 30_000,
         nodeport_last: 32_767,
         seed: 0x706f_7274,
+        overlay_ifindex: 0,
+        overlay_id: 0,
+        overlay_port: 0,
+        flags: 0,
+        uplinks: [0; 8],
     }
 }
 

@@ -100,6 +100,8 @@ const OPTIONS: Options = Options {
     node_port_addresses: NodePortAddresses::Primary,
     consistent: true,
     external_mode: ExternalMode::Hybrid,
+    overlay: None,
+    inside: Vec::new(),
     reset_departed: true,
 };
 

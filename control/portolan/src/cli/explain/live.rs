@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use portolan_abi::{
     Affinity, AffinityKey, Backend, Config, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-    FrontendKey, Service, SourceKey,
+    FrontendKey, PrefixKey, Realm, Service, SourceKey,
 };
 use portolan_core::conntrack::yields;
 use portolan_node::maps::NodeFamily;
@@ -25,6 +25,8 @@ pub(super) enum Look<A> {
     Backend(u32, Option<Backend<A>>),
     Endpoint(A, Option<Endpoint>),
     Route(A, Option<u32>),
+    /// What is known of an address of the cluster.
+    Realm(A, Option<Realm>),
     /// A flow entry that would be written.
     Write(FlowKey<A>, Flow<A>),
 }
@@ -113,6 +115,11 @@ impl<F: NodeFamily> portolan_core::Tables<F> for Recorder<'_, F> {
         self.note(self.family.endpoints.get(addr).ok().flatten(), |found| Look::Endpoint(*addr, found))
     }
 
+    fn realm(&self, addr: &F::Addr) -> Option<Realm> {
+        let key = PrefixKey { bits: 8 * size_of::<F::Addr>() as u32, addr: *addr };
+        self.note(self.family.realms.get(&key).ok().flatten(), |found| Look::Realm(*addr, found))
+    }
+
     fn route(&self, _src: &F::Addr, dst: &F::Addr) -> Option<u32> {
         self.note((self.routes)(F::ip(*dst)), |found| Look::Route(*dst, found))
     }
@@ -149,6 +156,11 @@ impl<F: NodeFamily> portolan_core::Tables<F> for Recorder<'_, F> {
         let written = self.written.borrow().get(key).copied();
         let taken = written.or_else(|| self.family.flows.get(key).ok().flatten());
         taken.is_none_or(|taken| yields(key.proto, &taken, flow)) && self.put(key, flow)
+    }
+
+    fn claim_free(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
+        // Which ports the host's sockets have is not asked for: another one may be taken than is told here.
+        self.claim(key, flow)
     }
 
     fn put(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {

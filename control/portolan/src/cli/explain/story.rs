@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use portolan_abi::{
-    Affinity, Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Service, backend_flag, counter, exit,
-    frontend_flag, service_flag, state,
+    Affinity, Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Realm, Service, backend_flag, counter,
+    exit, frontend_flag, realm_flag, service_flag, state,
 };
 use portolan_core::conntrack::is_forgotten;
 use portolan_core::{Exit, Hook, Verdict};
@@ -144,6 +144,7 @@ impl Story<'_> {
             Look::Route(addr, Some(ifindex)) => {
                 ("way", format!("{} is routed to {}", F::ip(*addr), self.node.interface(*ifindex)))
             }
+            Look::Realm(addr, realm) => ("cluster", realm_text(F::ip(*addr), realm.as_ref())),
             Look::Route(addr, None) => ("way", format!("the node has no route to {}", F::ip(*addr))),
             Look::Write(key, flow) if flow.state & state::REPLY == 0 => {
                 ("source", self.source::<F>(key, flow))
@@ -235,9 +236,23 @@ impl Story<'_> {
         match way.kind {
             exit::POD => format!("into the pod behind {}", self.node.interface(way.ifindex)),
             exit::UPLINK | exit::TUNNEL => format!("out of {}", self.node.interface(way.ifindex)),
+            exit::OVERLAY => "to its node by the overlay".to_owned(),
             exit::HOST => "to the host".to_owned(),
             _ => "on to the host's network stack".to_owned(),
         }
+    }
+}
+
+/// Whether an address is of the cluster, and how it is reached.
+fn realm_text(addr: IpAddr, realm: Option<&Realm>) -> String {
+    match realm {
+        None => format!(
+            "{addr} is outside: what pods send there leaves with the node's address, if it masquerades"
+        ),
+        Some(realm) if realm.flags & !realm_flag::INSIDE != 0 => {
+            format!("{addr} is another node's, by the overlay")
+        }
+        Some(_) => format!("{addr} is inside: pods keep their addresses"),
     }
 }
 

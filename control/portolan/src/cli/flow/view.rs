@@ -4,9 +4,9 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use portolan_abi::{Flow, FlowKey, exit, state};
-use portolan_core::Family;
 use portolan_core::conntrack::is_closed;
 use portolan_core::wire::proto;
+use portolan_core::{Family, V4, V6};
 use portolan_node::maps::NodeFamily;
 use serde::Serialize;
 
@@ -32,7 +32,7 @@ pub(super) struct FlowView {
     pub(super) interface_index: Option<u32>,
     /// `namespace/name:port`, if the agent told.
     pub(super) service: Option<String>,
-    /// Index in the table of services.
+    /// Index in the table of services; [`NO_SERVICE`](portolan_abi::NO_SERVICE): the flow leaves the cluster.
     pub(super) service_index: u32,
     /// Index in the family's table of backends.
     pub(super) backend_index: u32,
@@ -148,6 +148,7 @@ fn protocol(number: u32) -> String {
     match u8::try_from(number) {
         Ok(proto::TCP) => "TCP".to_owned(),
         Ok(proto::UDP) => "UDP".to_owned(),
+        Ok(V4::ICMP | V6::ICMP) => "ICMP".to_owned(),
         _ => number.to_string(),
     }
 }
@@ -165,6 +166,7 @@ fn exit_of(exit: u8, ifindex: u32) -> (String, Option<u32>) {
         exit::POD => ("pod".to_owned(), Some(ifindex)),
         exit::UPLINK => ("uplink".to_owned(), Some(ifindex)),
         exit::HOST => ("host process".to_owned(), None),
+        exit::OVERLAY => ("overlay".to_owned(), Some(ifindex)),
         exit::TUNNEL => ("encapsulated, answers return directly".to_owned(), Some(ifindex)),
         other => (format!("unknown ({other})"), None),
     }

@@ -189,6 +189,7 @@ fn ip<F: NodeFamily>(packet: &Packet<F>) -> Headers {
         Kind::Tcp => "TCP".to_owned(),
         Kind::Udp => "UDP".to_owned(),
         Kind::Echo => "ICMP echo request".to_owned(),
+        Kind::EchoReply => "ICMP echo reply".to_owned(),
         Kind::IcmpError => "ICMP error".to_owned(),
         Kind::Fragment => "fragment".to_owned(),
         Kind::Options => "IP with options".to_owned(),
