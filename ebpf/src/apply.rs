@@ -359,7 +359,7 @@ pub fn resize(skb: *mut __sk_buff, len: usize) -> bool {
 /// Writes the Ethernet addresses that the way out needs; the others are left to the kernel.
 #[inline(always)]
 pub fn address(skb: *mut __sk_buff, hook: Hook, exit: Exit) -> bool {
-    if !matches!(exit.kind, exit::POD | exit::HOST | exit::OVERLAY) || hook == Hook::PodEgress {
+    if !matches!(exit.kind, exit::POD | exit::HOST) || hook == Hook::PodEgress {
         return true;
     }
     let ([a, b, c], [d, e, f]) = (exit.mac, gateway_mac());

@@ -6,7 +6,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
 use aya_ebpf::programs::TcContext;
 use portolan_abi::{Config, Realm, Words, counter, realm_flag};
-use portolan_core::overlay::{destination, is_announced, is_node};
+use portolan_core::overlay::{addresses, destination, is_announced, is_node};
 use portolan_core::{Hook, Tables, V4, V6};
 
 use crate::frame::Linear;
@@ -85,7 +85,8 @@ fn address<F: Route>(skb: *mut __sk_buff) -> u32 {
         return if announced { counter::DROP_LINK_LOCAL } else { counter::DROP_OVERLAY };
     };
     let Some(config) = Tables::<F>::config(&maps) else { return counter::DROP_DANGLING };
-    if tell(skb, &realm, &config) { counter::TO_OVERLAY } else { counter::DROP_KERNEL }
+    let told = frame.write(0, addresses()) && tell(skb, &realm, &config);
+    if told { counter::TO_OVERLAY } else { counter::DROP_KERNEL }
 }
 
 /// Tells the device where a packet goes; whether the kernel took that.

@@ -36,6 +36,10 @@ pub const VERSION: u32 = 5;
 /// administered (IEEE 802, second lowest bit of the first octet) and never leaves the node.
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x70, 0x6f, 0x72, 0x74, 0x6c];
 
+/// MAC address that packets in the overlay come from: `02:70:6f:72:74:6d`. Their destination is [`GATEWAY_MAC`], that of the
+/// overlay device on every node; a device drops what has its own as its source.
+pub const OVERLAY_MAC: [u8; 6] = [0x02, 0x70, 0x6f, 0x72, 0x74, 0x6d];
+
 /// IPv4 address that pods use as their default gateway, and that a pod sees as the client when it reaches
 /// itself through a service. Link-local (RFC 3927), so it can collide with no pod.
 pub const GATEWAY_V4: [u8; 4] = [169, 254, 1, 1];

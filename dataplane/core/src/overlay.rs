@@ -2,9 +2,10 @@
 //!
 //! The device of the overlay does the packing. What is decided here is to which node a packet goes, and from whom one is taken.
 
-use portolan_abi::{Config, FlowKey, Realm, frontend_flag, realm_flag};
+use portolan_abi::{Config, FlowKey, OVERLAY_MAC, Realm, frontend_flag, realm_flag};
 
 use crate::service::mark;
+use crate::verdict::{gateway_mac, mac_words};
 use crate::wire::{ETHERNET, Frame, proto, split_ports};
 use crate::{Address, Exit, Family, Hook, Tables};
 
@@ -17,6 +18,14 @@ pub fn destination<F: Family, T: Tables<F>, P: Frame>(frame: &P, tables: &T) -> 
     let header = F::header(frame, ETHERNET)?;
     let realm = tables.realm(&F::fields(&header).dst)?;
     (realm.flags & BY_NODE != 0).then_some(realm)
+}
+
+/// The Ethernet addresses of a packet in the overlay, destination first.
+#[inline(always)]
+#[must_use]
+pub const fn addresses() -> [u16; 6] {
+    let ([a, b, c], [d, e, f]) = (gateway_mac(), mac_words(OVERLAY_MAC));
+    [a, b, c, d, e, f]
 }
 
 /// Whether a packet is for a group.

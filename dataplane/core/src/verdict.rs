@@ -141,7 +141,7 @@ impl Exit {
     #[inline(always)]
     #[must_use]
     pub const fn overlay(ifindex: u32) -> Self {
-        Self { kind: exit::OVERLAY, ifindex, mac: gateway_mac() }
+        Self { kind: exit::OVERLAY, ifindex, mac: [0; 3] }
     }
 
     /// Whether it leads out of the node, as it is: the way of a router.
@@ -230,6 +230,12 @@ impl<F: Family> Verdict<F> {
 #[inline(always)]
 #[must_use]
 pub const fn gateway_mac() -> [u16; 3] {
-    let m = GATEWAY_MAC;
+    mac_words(GATEWAY_MAC)
+}
+
+/// A MAC address as three words in packet order.
+#[inline(always)]
+#[must_use]
+pub(crate) const fn mac_words(m: [u8; 6]) -> [u16; 3] {
     [u16::from_ne_bytes([m[0], m[1]]), u16::from_ne_bytes([m[2], m[3]]), u16::from_ne_bytes([m[4], m[5]])]
 }

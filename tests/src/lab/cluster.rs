@@ -125,6 +125,23 @@ impl Cluster {
         Ok(())
     }
 
+    /// Parts the nodes: they share no link any more, and reach each other by the router alone, which knows no pod.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn part_nodes(&self) -> Result<()> {
+        for (number, (node, [v4, v6])) in self.nodes.iter().zip(NODE_ADDRESSES).enumerate() {
+            self.router.run(&format!("bridge link set dev n{number} isolated on"))?;
+            node.netns.ip(&format!("route add 192.0.2.1 dev eth0 src {v4}"))?;
+            node.netns.ip("route del 192.0.2.0/24 dev eth0")?;
+            node.netns.ip(&format!("route add 2001:db8:1::1 dev eth0 src {v6}"))?;
+            node.netns.ip("-6 route del 2001:db8:1::/64 dev eth0")?;
+        }
+        // What goes back by where it came is nothing to be told of here.
+        self.router.sysctl("net/ipv4/conf/br0/send_redirects", "0")?;
+        self.router.sysctl("net/ipv4/conf/all/send_redirects", "0")
+    }
+
     fn wire(&self) -> Result<()> {
         self.router.ip("link add br0 type bridge")?;
         self.router.ip("link set br0 up")?;

@@ -190,7 +190,7 @@ pub fn unpack<F: Tested>(frame: &[u8]) -> Vec<u8> {
 
 /// The Ethernet addresses that the way out needs.
 fn address(out: &mut [u8], hook: Hook, exit: Exit) {
-    if matches!(exit.kind, exit::POD | exit::HOST | exit::OVERLAY) && hook != Hook::PodEgress {
+    if matches!(exit.kind, exit::POD | exit::HOST) && hook != Hook::PodEgress {
         let macs = [exit.mac, gateway_mac()].concat();
         put(out, 0, macs.into_iter().flat_map(u16::to_ne_bytes).collect::<Vec<u8>>());
     }
