@@ -33,6 +33,8 @@ pub struct LoadBalancer {
     pub families: SmallVec<[Family; 2]>,
     /// Both families or nothing: `ipFamilyPolicy: RequireDualStack`.
     pub require_dual_stack: bool,
+    /// `status.loadBalancer.ingress[].ip` whose `ipMode` is `Proxy`: the load balancer's own, never served here.
+    pub proxied_ips: Vec<IpAddr>,
     /// Its labels.
     pub labels: Labels,
     /// `spec.selector`: which pods answer. Empty: somebody writes its endpoints by hand.
@@ -50,8 +52,9 @@ impl LoadBalancer {
     pub(crate) fn new(
         wire: &wire::Service,
         cluster_ips: &[IpAddr],
+        proxied_ips: Vec<IpAddr>,
         warnings: &mut Vec<Invalid>,
-    ) -> Box<Self> {
+    ) -> Self {
         let spec = &wire.spec;
         let mut unreadable = None;
         let mut note = |invalid: Invalid| {
@@ -73,7 +76,7 @@ impl LoadBalancer {
             note(invalid);
             SmallVec::new()
         });
-        Box::new(Self {
+        Self {
             class: spec.load_balancer_class.as_deref().filter(|class| !class.is_empty()).map(Name::from),
             requested,
             sharing_key: sharing_key.map(Name::from),
@@ -81,12 +84,13 @@ impl LoadBalancer {
             unreadable,
             families,
             require_dual_stack: spec.ip_family_policy.as_deref() == Some("RequireDualStack"),
+            proxied_ips,
             labels: labels(&wire.metadata.labels),
             selector: labels(&spec.selector),
             node_ports: spec.allocate_load_balancer_node_ports.unwrap_or(true),
             deleting: wire.metadata.deletion_timestamp.is_some(),
             finalizers: wire.metadata.finalizers.iter().map(|name| name.as_str().into()).collect(),
-        })
+        }
     }
 }
 

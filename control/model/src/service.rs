@@ -34,8 +34,6 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` whose `ipMode` is `VIP` or absent (KEP-1860).
     pub ingress_ips: Vec<IpAddr>,
-    /// `status.loadBalancer.ingress[].ip` whose `ipMode` is `Proxy`: the load balancer's own, never served here.
-    pub proxied_ips: Vec<IpAddr>,
     /// Who may use the ingress addresses, in both families as the object has them; empty: everybody.
     pub source_ranges: Vec<IpNetwork>,
     /// TCP and UDP ports. `(port, protocol)`, names and `(node_port, protocol)` are unique.
@@ -138,8 +136,8 @@ impl Service {
         }
         let ingress = ingress_ips(&wire.status.load_balancer.ingress, warnings);
         let cluster_ips = if headless { SmallVec::new() } else { cluster_ips(&wire.spec)? };
-        let load_balancer =
-            (kind == ServiceType::LoadBalancer).then(|| LoadBalancer::new(&wire, &cluster_ips, warnings));
+        let load_balancer = (kind == ServiceType::LoadBalancer)
+            .then(|| Box::new(LoadBalancer::new(&wire, &cluster_ips, ingress.proxied, warnings)));
         Ok(Self {
             created: wire.metadata.created()?,
             kind,
@@ -148,7 +146,6 @@ impl Service {
             load_balancer,
             external_ips: external_ips(&wire.spec.external_ips, warnings),
             ingress_ips: ingress.served,
-            proxied_ips: ingress.proxied,
             source_ranges: source_ranges(&wire)?,
             ports,
             internal_local: is_local("internalTrafficPolicy", wire.spec.internal_traffic_policy.as_deref())?,

@@ -82,6 +82,9 @@ struct Given {
 }
 
 impl Entry {
+    /// Neither a service nor slices.
+    pub const EMPTY: Self = Self { service: None, slices: SmallVec::new_const(), given: None };
+
     /// The ingress addresses that stand in the service's own status.
     pub fn own_ingress_ips(&self) -> &[IpAddr] {
         match (&self.given, &self.service) {
