@@ -122,7 +122,7 @@ fn simplify(value: &mut Value) {
             if is_schema(fields) {
                 fields.retain(|name, value| match name.as_str() {
                     "title" | "nullable" => false,
-                    "default" => !value.is_null() && *value != json!({}) && *value != json!(""),
+                    "default" => ![json!(null), json!({}), json!([]), json!("")].contains(value),
                     "format" => !value.as_str().is_some_and(|format| format.starts_with("uint")),
                     _ => true,
                 });
@@ -138,3 +138,6 @@ fn simplify(value: &mut Value) {
 fn is_schema(fields: &Map<String, Value>) -> bool {
     fields.get("type").is_some_and(Value::is_string)
 }
+
+#[cfg(test)]
+mod tests;

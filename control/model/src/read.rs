@@ -202,4 +202,6 @@ fn check_names(kind: Kind, namespace: &str, name: &str) -> Result<(), Invalid> {
 }
 
 #[cfg(test)]
+mod custom_tests;
+#[cfg(test)]
 mod tests;

@@ -32,21 +32,6 @@ pub struct Settings {
     pub document_addresses: bool,
 }
 
-/// Services that are not among the objects and may be there all the same: their documents cannot be read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Doubts {
-    /// Every service may be: a document does not even tell what it is.
-    pub everything: bool,
-    /// These may be.
-    pub services: BTreeSet<ServiceKey>,
-}
-
-impl Doubts {
-    fn about(&self, service: &ServiceKey) -> bool {
-        self.everything || self.services.contains(service)
-    }
-}
-
 /// Decides who has which address.
 #[derive(Clone, Debug)]
 pub struct Allocator {
@@ -62,15 +47,18 @@ impl Allocator {
 
     /// Who has which address, from the objects of `store` and what was given before.
     ///
+    /// Services in `unreadable` may exist though they are not among the objects: their documents cannot be read. They
+    /// keep what they have.
+    ///
     /// The same arguments give the same outcome, and its record with the same objects gives it again. New addresses
     /// are given to the older service first, then by `namespace/name`, and always the lowest that is free.
     #[must_use]
-    pub fn allocate(&self, store: &Store, record: &Record, doubts: &Doubts) -> Outcome {
+    pub fn allocate(&self, store: &Store, record: &Record, unreadable: &BTreeSet<ServiceKey>) -> Outcome {
         let pools = Pools::new(store);
         let blocked = Blocked::new(&self.settings.service_cidrs, store, &pools);
         let mut run =
             Run { pools, blocked, taken: Taken::default(), services: Vec::new(), unknown: Vec::new() };
-        run.keep(store, record, doubts, &self.settings);
+        run.keep(store, record, unreadable, &self.settings);
         // What somebody gave up for an address that it asked for may be what an older service waits for; and who still lacks
         // something is told why as it is in the end.
         while run.give_all() {}
@@ -131,7 +119,13 @@ impl Lack {
 
 impl<'a> Run<'a> {
     /// Takes over what services have, before anybody gets something new.
-    fn keep(&mut self, store: &'a Store, record: &'a Record, doubts: &Doubts, settings: &Settings) {
+    fn keep(
+        &mut self,
+        store: &'a Store,
+        record: &'a Record,
+        unreadable: &BTreeSet<ServiceKey>,
+        settings: &Settings,
+    ) {
         for (key, entry) in store.services() {
             let own = if settings.document_addresses { entry.own_ingress_ips() } else { &[] };
             match Ours::new(key, entry, settings, record) {
@@ -149,7 +143,7 @@ impl<'a> Run<'a> {
         }
         for (key, given) in record {
             let is_there = store.service(key).is_some_and(|entry| entry.service.is_some());
-            if !is_there && doubts.about(key) {
+            if !is_there && unreadable.contains(key) {
                 given.iter().for_each(|addr| self.taken.add(*addr, Holder { key, service: None }));
                 self.unknown.push((key, given));
             }

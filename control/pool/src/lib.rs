@@ -16,7 +16,7 @@ mod runs;
 mod service;
 mod taken;
 
-pub use allocator::{Allocator, Doubts, Record, Settings};
+pub use allocator::{Allocator, Record, Settings};
 pub use outcome::{Assigned, Assignment, Condition, Count, Outcome, PoolReport, condition, reason};
 
 /// The `loadBalancerClass` of services that are ours in any case.

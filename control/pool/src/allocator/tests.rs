@@ -11,7 +11,7 @@ pub(super) struct World {
     pub(super) store: Store,
     pub(super) record: Record,
     pub(super) settings: Settings,
-    pub(super) doubts: Doubts,
+    pub(super) unreadable: BTreeSet<ServiceKey>,
 }
 
 impl Default for World {
@@ -23,7 +23,7 @@ impl Default for World {
             service_cidrs: service_cidrs.into(),
             document_addresses: true,
         };
-        Self { store: Store::default(), record: Record::new(), settings, doubts: Doubts::default() }
+        Self { store: Store::default(), record: Record::new(), settings, unreadable: BTreeSet::new() }
     }
 }
 
@@ -46,9 +46,9 @@ impl World {
 
     pub(super) fn allocate(&mut self) -> Outcome {
         let allocator = Allocator::new(self.settings.clone());
-        let outcome = allocator.allocate(&self.store, &self.record, &self.doubts);
+        let outcome = allocator.allocate(&self.store, &self.record, &self.unreadable);
         self.record = outcome.record();
-        let again = allocator.allocate(&self.store, &self.record, &self.doubts);
+        let again = allocator.allocate(&self.store, &self.record, &self.unreadable);
         assert_eq!(outcome, again, "who begins anew with the record says the same");
         outcome
     }
@@ -486,18 +486,17 @@ fn what_a_document_says_that_its_service_has_is_nobody_elses() {
 fn a_service_that_may_still_be_there_keeps_its_address() {
     let mut world = World::default();
     world.with([pool("p", json!({"cidrs": ["198.51.100.0/31"]})), service("a"), service("b")]);
-    world.doubts.services.insert(ServiceKey::new("shop", "a"));
+    world.unreadable.insert(ServiceKey::new("shop", "a"));
     world.store.apply(Event::Delete(ObjectKey::new(Kind::Service, "shop", "b")));
     let outcome = world.without(Kind::Service, "a");
     assert_eq!(ips(&outcome, "a"), ["198.51.100.0"]);
     assert_eq!(given(&outcome, "a").1, reason::DOCUMENT_UNREADABLE);
     assert!(!outcome.services.contains_key(&ServiceKey::new("shop", "b")));
 
-    world.doubts = Doubts { everything: true, ..Doubts::default() };
     let outcome = world.with([service("c"), service("d")]);
     assert_eq!(ips(&outcome, "c"), ["198.51.100.1"]);
     assert!(ips(&outcome, "d").is_empty(), "a's address is not given away");
-    world.doubts = Doubts::default();
+    world.unreadable.clear();
     assert_eq!(ips(&world.allocate(), "d"), ["198.51.100.0"]);
 }
 
