@@ -46,14 +46,15 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
     let SourceSpec::Dir(directory) = &options.source else {
         bail!("--source kubernetes: the controller works with dir:PATH only so far");
     };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let path = options.state.clone().unwrap_or_else(|| default_state(directory));
     let (state, record) = StateFile::open(&path)?;
     tracing::info!(state = %path.display(), services = record.len(), "the record was read");
     let (mut updates, _source) =
         FilesSource::start(directory).with_context(|| format!("watching {}", directory.display()))?;
     let mut controller = Controller::new(options.settings(), state, record);
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut ready = false;
     loop {
         tokio::select! {
             update = updates.recv() => match update {
@@ -63,6 +64,13 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
             () = tokio::time::sleep(RETRY), if controller.unwritten => controller.sync(),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+        }
+        if !controller.unwritten && !std::mem::replace(&mut ready, true) {
+            tracing::info!(
+                pools = controller.outcome.pools.len(),
+                services = controller.record.len(),
+                "ready"
+            );
         }
     }
     tracing::info!("stopped; services keep their addresses");
