@@ -121,6 +121,11 @@ impl BgpAdvertisement {
     /// A community that is wrong refuses the whole object: routes without it might go further than they should.
     pub(crate) fn new(name: &str, wire: &Custom<BgpAdvertisementSpec>) -> Result<Self, Invalid> {
         let spec = &wire.spec;
+        if spec.communities.len() > COMMUNITIES_MAX {
+            let (expected, found) =
+                (format!("at most {COMMUNITIES_MAX}"), spec.communities.len().to_string());
+            return Err(Invalid::new("spec.communities", expected, found));
+        }
         let (mut communities, mut large_communities) = (BTreeSet::new(), BTreeSet::new());
         for (i, text) in spec.communities.iter().enumerate() {
             match community(text) {
@@ -248,6 +253,9 @@ fn names(field: &str, texts: &[String]) -> Result<BTreeSet<Name>, Invalid> {
     });
     named.collect()
 }
+
+/// Tags of a route, as the schema allows them: they fit one message of BGP with room to spare.
+const COMMUNITIES_MAX: usize = 128;
 
 enum Community {
     Plain(u32),

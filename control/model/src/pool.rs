@@ -106,13 +106,30 @@ impl LoadBalancerPool {
     }
 }
 
+/// Entries of each list, as the schema allows them: time and memory for one object are bounded, whoever wrote it.
+const ENTRIES_MAX: usize = 256;
+
+/// The first entries of a list; that there are more is said.
+fn first<'a, T>(field: &str, entries: &'a [T], warnings: &mut Vec<Invalid>) -> &'a [T] {
+    match entries.get(..ENTRIES_MAX) {
+        Some(first) if entries.len() > ENTRIES_MAX => {
+            let expected = format!("at most {ENTRIES_MAX}: put more into another pool");
+            warnings.push(Invalid::new(field, expected, entries.len().to_string()));
+            first
+        }
+        _ => entries,
+    }
+}
+
 fn ranges(spec: &LoadBalancerPoolSpec, warnings: &mut Vec<Invalid>) -> Result<Vec<AddressRange>, Invalid> {
     let inner = spec.avoid_first_last.unwrap_or(false);
-    let cidrs = spec.cidrs.iter().enumerate().map(|(i, text)| {
+    let cidrs = first("spec.cidrs", &spec.cidrs, warnings);
+    let listed = first("spec.ranges", &spec.ranges, warnings);
+    let cidrs = cidrs.iter().enumerate().map(|(i, text)| {
         let all = cidr(format!("spec.cidrs[{i}]"), text)?;
         Ok(if inner { all.inner() } else { all })
     });
-    let listed = spec.ranges.iter().enumerate().map(|(i, wire)| range(&format!("spec.ranges[{i}]"), wire));
+    let listed = listed.iter().enumerate().map(|(i, wire)| range(&format!("spec.ranges[{i}]"), wire));
     let mut good = Vec::new();
     for entry in cidrs.chain(listed) {
         match entry {

@@ -43,6 +43,9 @@ impl<'a> Ours<'a> {
     }
 }
 
+/// Services that may share one address. Each is compared with all others: what one key can cost is bounded.
+pub(crate) const SHARERS_MAX: usize = 256;
+
 /// Why two services cannot have one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Clash {
@@ -53,6 +56,8 @@ pub(crate) enum Clash {
     /// One keeps outside clients on the node that they ask and the other does not, or both do and have different pods: no
     /// node would be right for both.
     Policy,
+    /// As many have it as may.
+    Many,
 }
 
 impl Clash {
@@ -62,10 +67,10 @@ impl Clash {
             Clash::Key => "shares it with nobody, or under another portolan.dev/sharing-key".to_owned(),
             Clash::Port(port, protocol) => format!("has port {port}/{protocol} there as well"),
             Clash::Policy => {
-                "needs other nodes: sharing takes externalTrafficPolicy Cluster for all, or Local \
-                              and the same spec.selector"
-                    .to_owned()
+                let rule = "sharing takes externalTrafficPolicy Cluster for all, or Local and the same spec.selector";
+                format!("needs other nodes: {rule}")
             }
+            Clash::Many => format!("is one of {SHARERS_MAX} that share it, as many as may"),
         }
     }
 }

@@ -7,7 +7,7 @@ use portolan_model::{Family, Name, Service, ServiceKey};
 
 use crate::number::{self, Each};
 use crate::runs::Runs;
-use crate::service::{Clash, fit};
+use crate::service::{Clash, SHARERS_MAX, fit};
 
 /// Who has an address.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,8 @@ impl<'a> Taken<'a> {
             let fits = holder.service.ok_or(Clash::Key).and_then(|other| fit(service, other));
             fits.err().map(|clash| (holder.key, clash))
         });
-        clashes.next()
+        let full = || self.holders(addr).get(SHARERS_MAX - 1).map(|last| (last.key, Clash::Many));
+        clashes.next().or_else(full)
     }
 
     /// Addresses of a family that services with this sharing key have, in order.

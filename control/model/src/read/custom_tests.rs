@@ -1,5 +1,7 @@
 //! Kinds of our own group, and what services ask of a load balancer.
 
+use proptest::prelude::*;
+use proptest::sample::select;
 use serde_json::{Value, json};
 
 use super::*;
@@ -113,6 +115,17 @@ fn a_bad_entry_of_a_pool_costs_itself_and_a_pool_without_a_good_one_is_refused()
         refused(&custom("LoadBalancerPool", spec)),
         ("spec.cidrs[0]".to_owned(), "\"nonsense\"".to_owned())
     );
+}
+
+#[test]
+fn a_pool_of_a_million_prefixes_is_cut_and_says_so() {
+    let cidrs: Vec<String> =
+        (0..1_000_000_u32).map(|n| format!("{}/32", std::net::Ipv4Addr::from_bits(n + (11 << 24)))).collect();
+    let Reading { object, warnings } = reading(&custom("LoadBalancerPool", json!({"cidrs": cidrs})));
+    let Object::LoadBalancerPool(pool) = object else { panic!("{object:?}") };
+    assert_eq!(pool.ranges.len(), 256);
+    assert_eq!(warnings.len(), 1);
+    assert_eq!((warnings[0].field.as_str(), warnings[0].found.as_str()), ("spec.cidrs", "1000000"));
 }
 
 #[test]
@@ -344,4 +357,98 @@ fn a_node_tells_its_labels_and_whether_it_is_cordoned() {
     let Object::Node(node) = reading(&document).object else { panic!("another kind") };
     assert_eq!(node.labels.get("rack").map(|value| &**value), Some("1"));
     assert!(node.unschedulable);
+}
+
+/// Any JSON, of values that fields have and of such that they do not.
+fn values() -> impl Strategy<Value = Value> {
+    let texts = select(vec![
+        "198.51.100.0/24",
+        "0.0.0.0/0",
+        "::/0",
+        "255.255.255.255",
+        "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        "fd00::/8",
+        "192.0.2.1",
+        "2001:db8::1",
+        "L2",
+        "IPv6",
+        "In",
+        "Exists",
+        "64512:1",
+        "",
+        "a",
+        "\u{0}",
+        "/x",
+        "LoadBalancer",
+    ]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        (-2_i64..260).prop_map(Value::from),
+        texts.prop_map(Value::from),
+    ];
+    let names = select(vec![
+        "cidrs",
+        "ranges",
+        "first",
+        "last",
+        "serviceSelector",
+        "matchLabels",
+        "matchExpressions",
+        "key",
+        "operator",
+        "values",
+        "namespaces",
+        "announce",
+        "priority",
+        "avoidFirstLast",
+        "peerAddress",
+        "peerASN",
+        "holdTimeSeconds",
+        "communities",
+        "keepaliveTimeSeconds",
+        "passwordSecret",
+        "families",
+        "aggregationLength",
+        "type",
+        "ports",
+        "port",
+        "loadBalancerIP",
+        "ipFamilies",
+        "loadBalancer",
+        "ingress",
+        "ip",
+        "annotations",
+        "labels",
+        "portolan.dev/load-balancer-ips",
+    ]);
+    leaf.prop_recursive(4, 48, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(names.clone().prop_map(str::to_owned), inner, 0..6)
+                .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    #[test]
+    fn whatever_an_object_holds_it_is_read_or_refused(
+        kind in select(Kind::ALL.to_vec()), metadata in values(), spec in values(), status in values(),
+    ) {
+        let mut document = custom(kind.as_str(), spec);
+        document["apiVersion"] = json!(kind.api_version());
+        if metadata.is_object() {
+            document["metadata"] = metadata;
+            document["metadata"]["name"] = json!("x");
+        }
+        document["status"] = status;
+        match read(&document) {
+            Ok(reading) => prop_assert_eq!(reading.map(|it| it.object.key().kind), Some(kind)),
+            Err(refused) => prop_assert!(!refused.invalid.expected.is_empty()),
+        }
+    }
 }

@@ -176,14 +176,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The lowest address of these pools that services with the same sharing key have and the service fits to.
+    /// The lowest address of these pools that services with the same sharing key have and the service fits to, among the
+    /// first of theirs.
     fn shareable(&self, ours: &Ours<'_>, family: Family, pools: &[&Pool<'_>]) -> Option<IpAddr> {
         let key = ours.wish.sharing_key.as_ref()?;
         let fits = |addr: &IpAddr| {
             let allowed = pools.iter().any(|pool| pool.contains(*addr)) && !self.blocked.contains(*addr);
             allowed && self.taken.clash(*addr, ours.service).is_none()
         };
-        self.taken.shared(key, family).find(fits)
+        self.taken.shared(key, family).take(SHARED_LOOKED_AT).find(fits)
     }
 
     /// The lowest address of a pool that nobody has.
@@ -202,6 +203,10 @@ impl Run<'_> {
         pool.runs(family).find_map(free)
     }
 }
+
+/// Addresses with one sharing key that are looked at for a service. A key is meant for a handful of services; if
+/// thousands had one and the same ports, each would look at the addresses of all.
+const SHARED_LOOKED_AT: usize = 32;
 
 /// Why a service gets nothing new at all.
 fn obstacle(ours: &Ours<'_>) -> Option<Lack> {

@@ -4,7 +4,7 @@ use portolan_model::{Event, Kind, ObjectKey, read};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::outcome::{Assignment, Condition, PoolReport, condition};
+use crate::outcome::{Assignment, Condition, Count, PoolReport, condition};
 
 /// Objects, and what was given so far.
 pub(super) struct World {
@@ -140,8 +140,6 @@ fn services_get_the_lowest_free_addresses_in_the_order_of_their_age_and_name() {
     assert_eq!((total, used, free), (4, 3, 1));
     assert_eq!(report(&outcome, "p").ipv6, None);
 }
-
-use crate::outcome::Count;
 
 #[test]
 fn an_address_that_was_given_up_goes_to_the_next() {
@@ -483,6 +481,20 @@ fn what_a_document_says_that_its_service_has_is_nobody_elses() {
 }
 
 #[test]
+fn a_status_that_we_write_ourselves_counts_for_nothing_but_the_record_does() {
+    let mut world = World::default();
+    world.settings.document_addresses = false;
+    let status = ("/status", json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}]}}));
+    let documents = [pool("p", json!({"cidrs": ["198.51.100.0/24"]})), altered("a", &[status])];
+    world.record.insert(ServiceKey::new("shop", "a"), vec!["198.51.100.9".parse().unwrap()]);
+    let outcome = world.with(documents.clone());
+    assert_eq!(ips(&outcome, "a"), ["198.51.100.9"], "as a front does that reads the record from the status");
+    assert!(assignment(&outcome, "a").addresses[0].given);
+    world.record.clear();
+    assert_eq!(ips(&world.with(documents), "a"), ["198.51.100.0"]);
+}
+
+#[test]
 fn a_service_that_may_still_be_there_keeps_its_address() {
     let mut world = World::default();
     world.with([pool("p", json!({"cidrs": ["198.51.100.0/31"]})), service("a"), service("b")]);
@@ -525,4 +537,23 @@ fn ten_thousand_services_and_the_largest_pools_take_no_enumeration() {
     all.dedup();
     assert_eq!(all.len(), 20_000);
     assert_eq!(report(&outcome, "p").ipv6.unwrap().used, 10_000);
+}
+
+#[test]
+fn one_sharing_key_of_thousands_of_services_costs_little_and_one_address_has_so_many() {
+    let keyed = |number: u16, port: u16| {
+        let ports = json!([{"port": port}]);
+        altered(
+            &format!("s{number:05}"),
+            &[("/metadata/annotations", json!({SHARING: "k"})), ("/spec/ports", ports)],
+        )
+    };
+    let mut world = World::default();
+    let outcome = world
+        .with((0..300).map(|n| keyed(n, 1000 + n)).chain([pool("p", json!({"cidrs": ["198.51.100.0/24"]}))]));
+    assert_eq!([ips(&outcome, "s00255"), ips(&outcome, "s00256")], [["198.51.100.0"], ["198.51.100.1"]]);
+    let same_port = (0..5_000).map(|n| keyed(n, 80));
+    let mut world = World::default();
+    let outcome = world.with(same_port.chain([pool("p", json!({"cidrs": ["100.64.0.0/10"]}))]));
+    assert_eq!(ips(&outcome, "s04999"), ["100.64.19.135"], "each has its own");
 }
