@@ -123,7 +123,8 @@ fn a_status_without_its_service_waits_for_it_and_leaves_nothing() {
     let mut store = Store::default();
     let delete = |kind| Event::Delete(ObjectKey::new(kind, "default", "web"));
     store.apply_all([status(&["192.0.2.3"]), balanced(&["192.0.2.1"]), delete(Kind::Service)]);
-    assert!(store.service(&key("web")).unwrap().service.is_none());
+    let entry = store.service(&key("web")).unwrap();
+    assert!(entry.service.is_none() && entry.own_ingress_ips().is_empty());
     store.apply(balanced(&[]));
     assert_eq!(served(&store), [vec!["192.0.2.3".to_owned()], vec![]]);
     store.apply_all([delete(Kind::Service), delete(Kind::ServiceStatus)]);

@@ -279,6 +279,29 @@ fn who_asks_for_another_address_moves_there_if_it_can_be_had_and_stays_if_not() 
 }
 
 #[test]
+fn an_address_that_was_shared_and_given_up_is_one_like_any_other() {
+    let keyed = |name: &str, asked: &str| {
+        altered(name, &[("/metadata/annotations", json!({SHARING: "k", ADDRESSES: asked}))])
+    };
+    let mut world = World::default();
+    let outcome = world.with([pool("p", json!({"cidrs": ["198.51.100.0/29"]})), keyed("a", "198.51.100.2")]);
+    assert_eq!(ips(&outcome, "a"), ["198.51.100.2"]);
+    let outcome = world.with([keyed("a", "198.51.100.3"), keyed("b", "")]);
+    assert_eq!([ips(&outcome, "a"), ips(&outcome, "b")], [["198.51.100.3"], ["198.51.100.0"]]);
+}
+
+#[test]
+fn who_moves_keeps_what_its_document_says() {
+    let mut world = World::default();
+    world.with([pool("p", json!({"cidrs": ["198.51.100.0/29"]})), service("a")]);
+    let own = ("/status", json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.0"}]}}));
+    let asked = ("/metadata/annotations", json!({ADDRESSES: "198.51.100.3"}));
+    let outcome = world.with([altered("a", &[own, asked]), service("b")]);
+    assert_eq!(ips(&outcome, "a"), ["198.51.100.0", "198.51.100.3"]);
+    assert_eq!(ips(&outcome, "b"), ["198.51.100.1"]);
+}
+
+#[test]
 fn what_one_gives_up_an_older_one_that_waits_gets_at_once() {
     let mut world = World::default();
     world.with([pool("p", json!({"cidrs": ["198.51.100.0/32"]})), service("b"), service("a")]);
