@@ -37,6 +37,8 @@ pub(crate) enum Whose {
     Node(Name),
     /// Pods' of a node.
     Pods(Name),
+    /// An API server's: who had it would have the cluster.
+    ApiServer,
 }
 
 impl fmt::Display for Whose {
@@ -46,6 +48,7 @@ impl fmt::Display for Whose {
             Whose::ServiceCidr(cidr) => write!(out, "is in the range of cluster addresses {cidr}"),
             Whose::ClusterIp(service) => write!(out, "is the cluster address of service {service}"),
             Whose::Node(node) => write!(out, "is node {node}'s own address"),
+            Whose::ApiServer => out.write_str("is the API server's own address"),
             Whose::Pods(node) => write!(out, "is one of the addresses of node {node}'s pods"),
         }
     }
@@ -75,6 +78,9 @@ impl Blocked {
                 blocked.add(AddressRange::of_prefix(*cidr), Whose::Pods(node.name.clone()));
             }
         }
+        let api = store.service(&ServiceKey::new("default", "kubernetes"));
+        let servers = api.iter().flat_map(|entry| &entry.slices).flat_map(|slice| &slice.endpoints);
+        servers.for_each(|server| blocked.add_one(server.addr, Whose::ApiServer));
         for (key, entry) in store.services() {
             let ips = entry.service.iter().flat_map(|service| &service.cluster_ips);
             for ip in ips.filter(|ip| pools.of(**ip).is_some()) {

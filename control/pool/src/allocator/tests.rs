@@ -477,6 +477,29 @@ fn addresses_of_nodes_pods_and_the_cluster_are_never_given() {
 }
 
 #[test]
+fn the_api_server_is_never_shadowed() {
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "ports": [{"name": "https", "port": 6443}], "endpoints": [{"addresses": ["198.51.100.0"]}],
+    });
+    let mut world = World::default();
+    let documents = [
+        pool("p", json!({"cidrs": ["198.51.100.0/24"]})),
+        slice,
+        service("a"),
+        annotated("b", ADDRESSES, "198.51.100.0"),
+    ];
+    let outcome = world.with(documents);
+    assert_eq!(ips(&outcome, "a"), ["198.51.100.1"]);
+    assert!(
+        given(&outcome, "b").2.contains("it is the API server's own address"),
+        "{}",
+        given(&outcome, "b").2
+    );
+}
+
+#[test]
 fn the_first_and_the_last_address_of_a_prefix_are_left_out_if_the_pool_says_so() {
     let mut world = World::default();
     let spec =

@@ -153,7 +153,7 @@ fn unreadable(unseen: &BTreeSet<ServiceKey>, refusals: &[Refusal]) -> BTreeSet<S
 fn tell(before: &Outcome, now: &Outcome) {
     for (key, assignment) in &now.services {
         let last = before.services.get(key);
-        if last.map(|last| &last.addresses) != Some(&assignment.addresses) {
+        if last.map_or(&[][..], |last| &last.addresses) != assignment.addresses {
             let addresses: Vec<String> = assignment.addresses.iter().map(|it| it.ip.to_string()).collect();
             tracing::info!(service = %key, addresses = addresses.join(","), "addresses");
         }
