@@ -33,6 +33,7 @@ const EDGES: &[(&str, Allowed)] = &[
     ("portolan-ipam", Only(&[])),
     ("portolan-cni", Only(&["portolan-ipam"])),
     ("portolan-bgp", Only(&[])),
+    ("portolan-pool", Only(&["portolan-model"])),
     (
         "portolan",
         Only(&[
@@ -46,6 +47,7 @@ const EDGES: &[(&str, Allowed)] = &[
             "portolan-model",
             "portolan-node",
             "portolan-plan",
+            "portolan-pool",
             "portolan-source",
         ]),
     ),

@@ -33,6 +33,15 @@ impl Family {
         }
     }
 
+    /// Reads `IPv4` or `IPv6`.
+    pub(crate) fn parse(field: impl Into<String>, text: &str) -> Result<Self, Invalid> {
+        match text {
+            "IPv4" => Ok(Family::V4),
+            "IPv6" => Ok(Family::V6),
+            other => Err(Invalid::text(field, "IPv4 or IPv6", other)),
+        }
+    }
+
     /// `IPv4` or `IPv6`, as Kubernetes writes it.
     pub const fn as_str(self) -> &'static str {
         match self {

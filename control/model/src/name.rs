@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::Invalid;
+use crate::custom::{API_VERSION, GROUP};
 
 /// A shared name (of a node, a zone, a port).
 pub type Name = Arc<str>;
@@ -22,11 +23,28 @@ pub enum Kind {
     Node,
     /// `v1` Pod.
     Pod,
+    /// `portolan.dev/v1alpha1` LoadBalancerPool.
+    LoadBalancerPool,
+    /// `portolan.dev/v1alpha1` BGPPeer.
+    BgpPeer,
+    /// `portolan.dev/v1alpha1` BGPAdvertisement.
+    BgpAdvertisement,
+    /// `portolan.dev/v1alpha1` ServiceStatus: of files alone.
+    ServiceStatus,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
+    pub const ALL: [Kind; 8] = [
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::Node,
+        Kind::Pod,
+        Kind::LoadBalancerPool,
+        Kind::BgpPeer,
+        Kind::BgpAdvertisement,
+        Kind::ServiceStatus,
+    ];
 
     /// The text of the `kind` field.
     pub const fn as_str(self) -> &'static str {
@@ -35,6 +53,10 @@ impl Kind {
             Kind::EndpointSlice => "EndpointSlice",
             Kind::Node => "Node",
             Kind::Pod => "Pod",
+            Kind::LoadBalancerPool => "LoadBalancerPool",
+            Kind::BgpPeer => "BGPPeer",
+            Kind::BgpAdvertisement => "BGPAdvertisement",
+            Kind::ServiceStatus => "ServiceStatus",
         }
     }
 
@@ -43,6 +65,15 @@ impl Kind {
         match self {
             Kind::EndpointSlice => "discovery.k8s.io",
             Kind::Service | Kind::Node | Kind::Pod => "",
+            Kind::LoadBalancerPool | Kind::BgpPeer | Kind::BgpAdvertisement | Kind::ServiceStatus => GROUP,
+        }
+    }
+
+    /// Whether its objects belong to a namespace.
+    pub const fn is_namespaced(self) -> bool {
+        match self {
+            Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::ServiceStatus => true,
+            Kind::Node | Kind::LoadBalancerPool | Kind::BgpPeer | Kind::BgpAdvertisement => false,
         }
     }
 
@@ -51,6 +82,9 @@ impl Kind {
         match self {
             Kind::EndpointSlice => "discovery.k8s.io/v1",
             Kind::Service | Kind::Node | Kind::Pod => "v1",
+            Kind::LoadBalancerPool | Kind::BgpPeer | Kind::BgpAdvertisement | Kind::ServiceStatus => {
+                API_VERSION
+            }
         }
     }
 }
@@ -108,17 +142,17 @@ impl fmt::Debug for NamespacedName {
 pub struct ObjectKey {
     /// Its kind.
     pub kind: Kind,
-    /// Its namespace (none for a Node) and name.
+    /// Its namespace (none for a Node and other objects of the whole cluster) and name.
     pub id: NamespacedName,
 }
 
 impl ObjectKey {
-    /// The key of an object; `namespace` is empty for a Node.
+    /// The key of an object; `namespace` is empty for objects of the whole cluster.
     pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
         Self { kind, id: NamespacedName::new(namespace, name) }
     }
 
-    /// The namespace, empty for a Node.
+    /// The namespace, empty for objects of the whole cluster.
     pub fn namespace(&self) -> &str {
         self.id.namespace()
     }

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
-use crate::{Family, Invalid, Name, address, wire};
+use crate::selector::labels;
+use crate::{Family, Invalid, Labels, Name, address, wire};
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
@@ -23,6 +24,10 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNetwork>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Name>,
+    /// Its labels.
+    pub labels: Labels,
+    /// `spec.unschedulable`: cordoned.
+    pub unschedulable: bool,
     /// Keys of `spec.taints`.
     pub taints: Vec<Name>,
     /// `metadata.deletionTimestamp` is set.
@@ -41,6 +46,8 @@ impl Node {
             external: external(&wire.status.addresses),
             pod_cidrs: pod_cidrs(&wire.spec)?,
             zone,
+            labels: labels(&wire.metadata.labels),
+            unschedulable: wire.spec.unschedulable.unwrap_or(false),
             taints: wire.spec.taints.iter().map(|taint| taint.key.as_str().into()).collect(),
             deleting: wire.metadata.deletion_timestamp.is_some(),
         })

@@ -5,7 +5,10 @@ use serde_json::Value;
 
 use crate::name::{check_label, check_subdomain};
 use crate::slice::SERVICE_NAME_LABEL;
-use crate::{EndpointSlice, Invalid, Kind, NamespacedName, Node, ObjectKey, Pod, Service, ServiceKey, wire};
+use crate::{
+    BgpAdvertisement, BgpPeer, EndpointSlice, Invalid, Kind, LoadBalancerPool, NamespacedName, Node,
+    ObjectKey, Pod, Service, ServiceKey, ServiceStatus, wire,
+};
 
 /// A valid object of one of our kinds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,16 +21,29 @@ pub enum Object {
     Node(Node),
     /// A Pod.
     Pod(Pod),
+    /// A LoadBalancerPool.
+    LoadBalancerPool(LoadBalancerPool),
+    /// A BGPPeer.
+    BgpPeer(BgpPeer),
+    /// A BGPAdvertisement.
+    BgpAdvertisement(BgpAdvertisement),
+    /// A ServiceStatus.
+    ServiceStatus(ServiceStatus),
 }
 
 impl Object {
     /// Kind, namespace and name.
     pub fn key(&self) -> ObjectKey {
+        let whole = |name: &str| NamespacedName::new("", name);
         let (kind, id) = match self {
             Object::Service(service) => (Kind::Service, service.key.clone()),
             Object::EndpointSlice(slice) => (Kind::EndpointSlice, slice.key.clone()),
-            Object::Node(node) => (Kind::Node, NamespacedName::new("", &node.name)),
+            Object::Node(node) => (Kind::Node, whole(&node.name)),
             Object::Pod(pod) => (Kind::Pod, pod.key.clone()),
+            Object::LoadBalancerPool(pool) => (Kind::LoadBalancerPool, whole(&pool.name)),
+            Object::BgpPeer(peer) => (Kind::BgpPeer, whole(&peer.name)),
+            Object::BgpAdvertisement(it) => (Kind::BgpAdvertisement, whole(&it.name)),
+            Object::ServiceStatus(status) => (Kind::ServiceStatus, status.key.clone()),
         };
         ObjectKey { kind, id }
     }
@@ -92,7 +108,7 @@ pub fn identify(document: &Value) -> Result<Identity, Refused> {
 
     let name = head.metadata.name.ok_or_else(|| absent("metadata.name", "a name"))?;
     let namespace = match head.metadata.namespace {
-        _ if ours == Kind::Node => String::new(),
+        _ if !ours.is_namespaced() => String::new(),
         None => "default".to_owned(),
         Some(namespace) => namespace,
     };
@@ -124,6 +140,16 @@ pub fn read(document: &Value) -> Result<Option<Reading>, Refused> {
             .map(Object::EndpointSlice),
         Kind::Node => parse(document).and_then(|w| Node::new(key.name(), &w)).map(Object::Node),
         Kind::Pod => parse(document).and_then(|w| Pod::new(key.id.clone(), w)).map(Object::Pod),
+        Kind::LoadBalancerPool => parse(document)
+            .and_then(|w| LoadBalancerPool::new(key.name(), &w, &mut warnings))
+            .map(Object::LoadBalancerPool),
+        Kind::BgpPeer => parse(document).and_then(|w| BgpPeer::new(key.name(), &w)).map(Object::BgpPeer),
+        Kind::BgpAdvertisement => {
+            parse(document).and_then(|w| BgpAdvertisement::new(key.name(), &w)).map(Object::BgpAdvertisement)
+        }
+        Kind::ServiceStatus => parse(document)
+            .map(|w| ServiceStatus::new(key.id.clone(), &w, &mut warnings))
+            .map(Object::ServiceStatus),
     };
     match object {
         Ok(object) => Ok(Some(Reading { object, warnings })),
@@ -131,17 +157,17 @@ pub fn read(document: &Value) -> Result<Option<Reading>, Refused> {
     }
 }
 
-/// The service that an object is about: itself, or the one that an EndpointSlice is labelled with. Also of documents that
+/// The service that an object is about: itself, the one that an EndpointSlice is labelled with, or that of a ServiceStatus. Also of documents that
 /// are refused, as far as they tell.
 pub fn service_of(key: &ObjectKey, document: &Value) -> Option<ServiceKey> {
     match key.kind {
-        Kind::Service => Some(key.id.clone()),
+        Kind::Service | Kind::ServiceStatus => Some(key.id.clone()),
         Kind::EndpointSlice => {
             let name = document.get("metadata")?.get("labels")?.get(SERVICE_NAME_LABEL)?.as_str()?;
             check_label("", name).ok()?;
             Some(ServiceKey::new(key.id.namespace(), name))
         }
-        Kind::Node | Kind::Pod => None,
+        Kind::Node | Kind::Pod | Kind::LoadBalancerPool | Kind::BgpPeer | Kind::BgpAdvertisement => None,
     }
 }
 
@@ -161,14 +187,21 @@ fn type_name(value: &Value) -> &'static str {
 }
 
 fn check_names(kind: Kind, namespace: &str, name: &str) -> Result<(), Invalid> {
-    if kind != Kind::Node {
+    if kind.is_namespaced() {
         check_label("metadata.namespace", namespace)?;
     }
     match kind {
-        Kind::Service => check_label("metadata.name", name),
-        Kind::EndpointSlice | Kind::Node | Kind::Pod => check_subdomain("metadata.name", name),
+        Kind::Service | Kind::ServiceStatus => check_label("metadata.name", name),
+        Kind::EndpointSlice
+        | Kind::Node
+        | Kind::Pod
+        | Kind::LoadBalancerPool
+        | Kind::BgpPeer
+        | Kind::BgpAdvertisement => check_subdomain("metadata.name", name),
     }
 }
 
+#[cfg(test)]
+mod custom_tests;
 #[cfg(test)]
 mod tests;

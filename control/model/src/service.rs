@@ -9,7 +9,7 @@ use serde_json::Value;
 use smallvec::SmallVec;
 
 use crate::name::check_label;
-use crate::{Family, Invalid, Name, ServiceKey, address, wire};
+use crate::{Family, Invalid, LoadBalancer, Name, ServiceKey, address, wire};
 
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 pub(crate) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
@@ -34,8 +34,6 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` whose `ipMode` is `VIP` or absent (KEP-1860).
     pub ingress_ips: Vec<IpAddr>,
-    /// `status.loadBalancer.ingress[].ip` whose `ipMode` is `Proxy`: the load balancer's own, never served here.
-    pub proxied_ips: Vec<IpAddr>,
     /// Who may use the ingress addresses, in both families as the object has them; empty: everybody.
     pub source_ranges: Vec<IpNetwork>,
     /// TCP and UDP ports. `(port, protocol)`, names and `(node_port, protocol)` are unique.
@@ -48,6 +46,8 @@ pub struct Service {
     pub affinity: Option<u32>,
     /// `spec.healthCheckNodePort`, 1 to 65535; 0: none.
     pub health_check_node_port: u16,
+    /// What it asks of a load balancer, if its type is that.
+    pub load_balancer: Option<Box<LoadBalancer>>,
 }
 
 /// `spec.type`.
@@ -105,7 +105,7 @@ impl Timestamp {
     }
 
     /// Parses `2025-01-31T12:00:00Z`, the one form in which the API writes times.
-    fn parse(field: &str, text: &str) -> Result<Self, Invalid> {
+    pub(crate) fn parse(field: &str, text: &str) -> Result<Self, Invalid> {
         let shape = text.len() == 20
             && text.bytes().zip(b"0000-00-00T00:00:00Z").all(|(byte, shape)| match shape {
                 b'0' => byte.is_ascii_digit(),
@@ -130,20 +130,22 @@ impl Service {
         let skipped = headless
             || wire.metadata.labels.contains_key(PROXY_NAME_LABEL)
             || wire.metadata.labels.contains_key(HEADLESS_LABEL);
-        let created = wire.metadata.creation_timestamp.as_deref();
         let ports = ports(&wire.spec.ports, warnings)?;
         if wire.spec.ports.is_empty() && kind != ServiceType::ExternalName && !headless {
             return Err(Invalid::absent("spec.ports", "at least one port"));
         }
         let ingress = ingress_ips(&wire.status.load_balancer.ingress, warnings);
+        let cluster_ips = if headless { SmallVec::new() } else { cluster_ips(&wire.spec)? };
+        let load_balancer = (kind == ServiceType::LoadBalancer)
+            .then(|| Box::new(LoadBalancer::new(&wire, &cluster_ips, ingress.proxied, warnings)));
         Ok(Self {
-            created: created.map(|t| Timestamp::parse("metadata.creationTimestamp", t)).transpose()?,
+            created: wire.metadata.created()?,
             kind,
             skipped,
-            cluster_ips: if headless { SmallVec::new() } else { cluster_ips(&wire.spec)? },
+            cluster_ips,
+            load_balancer,
             external_ips: external_ips(&wire.spec.external_ips, warnings),
             ingress_ips: ingress.served,
-            proxied_ips: ingress.proxied,
             source_ranges: source_ranges(&wire)?,
             ports,
             internal_local: is_local("internalTrafficPolicy", wire.spec.internal_traffic_policy.as_deref())?,
@@ -201,13 +203,13 @@ fn external_ips(texts: &[String], warnings: &mut Vec<Invalid>) -> Vec<IpAddr> {
 
 /// Addresses that a load balancer gave, by who answers at them.
 #[derive(Default)]
-struct IngressIps {
-    served: Vec<IpAddr>,
+pub(crate) struct IngressIps {
+    pub(crate) served: Vec<IpAddr>,
     proxied: Vec<IpAddr>,
 }
 
 /// Another component writes the status, so an entry that is wrong costs itself, not the service.
-fn ingress_ips(ingress: &[wire::Ingress], warnings: &mut Vec<Invalid>) -> IngressIps {
+pub(crate) fn ingress_ips(ingress: &[wire::Ingress], warnings: &mut Vec<Invalid>) -> IngressIps {
     let mut ips = IngressIps::default();
     for (i, entry) in ingress.iter().enumerate() {
         let field = |name: &str| format!("status.loadBalancer.ingress[{i}].{name}");

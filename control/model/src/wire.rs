@@ -5,8 +5,12 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use crate::{Invalid, Timestamp};
+
 /// `null` counts as absent: the API writes `endpoints: null` for an empty list.
-fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(de: D) -> Result<T, D::Error> {
+pub(crate) fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    de: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(de)?.unwrap_or_default())
 }
 
@@ -39,6 +43,16 @@ pub(crate) struct Meta {
     pub(crate) labels: Labels,
     #[serde(deserialize_with = "nullable")]
     pub(crate) annotations: Labels,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) finalizers: Vec<String>,
+}
+
+impl Meta {
+    /// `metadata.creationTimestamp`.
+    pub(crate) fn created(&self) -> Result<Option<Timestamp>, Invalid> {
+        let text = self.creation_timestamp.as_deref();
+        text.map(|text| Timestamp::parse("metadata.creationTimestamp", text)).transpose()
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -73,6 +87,15 @@ pub(crate) struct ServiceSpec {
     #[serde(deserialize_with = "nullable")]
     pub(crate) load_balancer_source_ranges: Vec<String>,
     pub(crate) health_check_node_port: Option<i64>,
+    pub(crate) load_balancer_class: Option<String>,
+    #[serde(rename = "loadBalancerIP")]
+    pub(crate) load_balancer_ip: Option<String>,
+    pub(crate) allocate_load_balancer_node_ports: Option<bool>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) ip_families: Vec<String>,
+    pub(crate) ip_family_policy: Option<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) selector: Labels,
 }
 
 #[derive(Default, Deserialize)]
@@ -104,6 +127,14 @@ pub(crate) struct ServicePort {
 pub(crate) struct ServiceStatus {
     #[serde(deserialize_with = "nullable")]
     pub(crate) load_balancer: LoadBalancerStatus,
+}
+
+/// A ServiceStatus: the status of a service in a document of its own.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ServiceStatusOf {
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) status: ServiceStatus,
 }
 
 #[derive(Default, Deserialize)]
@@ -189,6 +220,7 @@ pub(crate) struct Node {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct NodeSpec {
+    pub(crate) unschedulable: Option<bool>,
     #[serde(rename = "podCIDR")]
     pub(crate) pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs", deserialize_with = "nullable")]

@@ -59,7 +59,7 @@ fn service(i: u32) -> Service {
         cluster_ips: smallvec![IpAddr::V4(Ipv4Addr::from_bits(0x0a60_0000 + i))],
         external_ips: Vec::new(),
         ingress_ips: Vec::new(),
-        proxied_ips: Vec::new(),
+        load_balancer: None,
         source_ranges: Vec::new(),
         ports: smallvec![Port { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
         internal_local: false,

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use ipnetwork::IpNetwork;
 use portolan_model::{Entry, Family, Name, Protocol, ServiceKey, Store, Touched};
-use smallvec::SmallVec;
 
 use crate::claims::{Age, Claim, Claims};
 use crate::pods::PodRanges;
@@ -117,7 +116,7 @@ impl Known {
     }
 }
 
-static NOTHING: Entry = Entry { service: None, slices: SmallVec::new_const() };
+static NOTHING: Entry = Entry::EMPTY;
 
 impl Planner {
     /// A planner for the node of this name, with default options.

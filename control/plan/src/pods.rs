@@ -58,6 +58,8 @@ mod tests {
             external: Vec::new(),
             pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
             zone: None,
+            labels: portolan_model::Labels::new(),
+            unschedulable: false,
             taints: Vec::new(),
             deleting: false,
         }

@@ -170,7 +170,7 @@ fn load_balancer_ips(service: &Service) -> &[IpAddr] {
 }
 
 fn proxied_ips(service: &Service) -> &[IpAddr] {
-    if service.kind == ServiceType::LoadBalancer { &service.proxied_ips } else { &[] }
+    service.load_balancer.as_ref().map_or(&[], |it| &it.proxied_ips)
 }
 
 /// Who may use the load balancer addresses of a family; `None`: everybody.
@@ -267,7 +267,7 @@ fn note_missing_address(service: &Service, conditions: &mut Vec<Condition>) {
 /// What a served service asks for and does not get, for other reasons than somebody else's address.
 fn note_omissions(service: &Service, options: &Options, conditions: &mut Vec<Condition>) {
     // The usual service has no address but its ClusterIPs.
-    if service.external_ips.is_empty() && service.ingress_ips.is_empty() && service.proxied_ips.is_empty() {
+    if service.external_ips.is_empty() && service.ingress_ips.is_empty() && proxied_ips(service).is_empty() {
         return;
     }
     let mut note = |reason, message| {

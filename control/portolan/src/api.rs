@@ -22,6 +22,53 @@ pub enum Query {
     Audit,
 }
 
+/// A service of type LoadBalancer and its addresses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadBalancerView {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// What it has.
+    pub addresses: Vec<LoadBalancerAddressView>,
+    /// What is so of it.
+    pub conditions: Vec<ConditionView>,
+}
+
+/// An address of a service of type LoadBalancer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadBalancerAddressView {
+    /// The address.
+    pub address: IpAddr,
+    /// The pool that it is of; none: it is in no pool any more, or never was.
+    pub pool: Option<String>,
+    /// The service asks for it.
+    pub requested: bool,
+    /// Other services have it as well.
+    pub shared: bool,
+    /// It stands in the service's own document.
+    pub own: bool,
+    /// How the network is told of it, and by whom; empty: nobody says.
+    pub announced: Vec<String>,
+}
+
+/// Something that is so or is not so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConditionView {
+    /// What it is about.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whether it is so.
+    pub status: bool,
+    /// Why, in one word.
+    pub reason: String,
+    /// Why, for people.
+    pub message: String,
+}
+
 /// One line of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {

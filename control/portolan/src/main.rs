@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use portolan::agent;
 use portolan::cli::{self, Arguments, Root};
+use portolan::{agent, controller};
 
 fn main() -> ExitCode {
     let Arguments { global, command } = Arguments::parse();
     let result = match command {
         Root::Agent(options) => agent::run(*options, &global),
+        Root::Controller(options) => controller::run(&options),
         Root::Uninstall(options) => agent::uninstall(&options, &global),
         Root::View(command) => cli::run(command, &global),
     };

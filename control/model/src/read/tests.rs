@@ -74,7 +74,7 @@ fn a_full_service_is_read_field_by_field() {
     assert_eq!(texts(&service.cluster_ips), ["10.96.0.10", "fd00:96::10"]);
     assert_eq!(texts(&service.external_ips), ["192.0.2.7"]);
     assert_eq!(texts(&service.ingress_ips), ["203.0.113.1", "203.0.113.2"]);
-    assert_eq!(texts(&service.proxied_ips), ["203.0.113.3"]);
+    assert_eq!(texts(&service.load_balancer.as_ref().unwrap().proxied_ips), ["203.0.113.3"]);
     assert_eq!(service.source_ranges[0].to_string(), "198.51.100.0/24");
     assert_eq!(service.affinity, Some(60));
     assert!(service.external_local && !service.internal_local && !service.skipped);

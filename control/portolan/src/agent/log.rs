@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 use super::LogFormat;
 
 /// Starts logging. `RUST_LOG` chooses what; by default everything from `info` on.
-pub(super) fn init(format: LogFormat) {
+pub(crate) fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let colours =
         std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());

@@ -5,7 +5,7 @@
 mod audit;
 mod engine;
 mod install;
-mod log;
+pub(crate) mod log;
 mod network;
 mod options;
 mod ports;
@@ -39,6 +39,7 @@ use crate::http;
 use crate::metrics::{self, Metrics};
 use engine::Engine;
 use network::Network;
+pub(crate) use options::SERVICE_CIDRS;
 pub use options::{Departed, LogFormat, Options, Selection, SourceSpec};
 use options::{ExternalMode, RoutingMode};
 use programs::Programs;

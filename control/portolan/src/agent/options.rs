@@ -13,6 +13,9 @@ use portolan_node::Sizes;
 use portolan_node::link::overhead;
 use portolan_plan::NodePortAddresses;
 
+/// The ranges of cluster addresses, unless options say otherwise.
+pub(crate) const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/12", "fd00:10:96::/112"];
+
 /// Options of `portolan agent`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Example:\n  portolan agent --node-name node1 --source dir:/etc/portolan/objects")]
@@ -29,7 +32,7 @@ pub struct Options {
     #[arg(long = "apiserver", value_name = "URL", value_delimiter = ',')]
     pub api_servers: Vec<Uri>,
     /// Address ranges of services, routed to the service device
-    #[arg(long = "service-cidr", value_delimiter = ',', default_values = ["10.96.0.0/12", "fd00:10:96::/112"])]
+    #[arg(long = "service-cidr", value_delimiter = ',', default_values = SERVICE_CIDRS)]
     pub service_cidrs: Vec<IpNetwork>,
     #[command(flatten)]
     pub(super) directories: Directories,

@@ -4,7 +4,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::{Command, Global};
-use crate::agent;
+use crate::{agent, controller};
 
 /// Pod networking and service load balancing for Kubernetes nodes, in eBPF.
 #[derive(Parser, Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct Arguments {
 pub enum Root {
     /// Run the agent of this node
     Agent(Box<agent::Options>),
+    /// Run the controller, which gives services of type LoadBalancer their addresses
+    Controller(Box<controller::Options>),
     /// Remove everything that the agent made on this node: programs, tables, interfaces, routes
     Uninstall(Box<agent::UninstallOptions>),
     /// Look at something
@@ -56,13 +58,14 @@ mod tests {
 
     #[test]
     fn every_view_comes_as_table_json_or_yaml() {
-        let commands: [&[&str]; 9] = [
+        let commands: [&[&str]; 10] = [
             &["status"],
             &["service", "list"],
             &["service", "show", "web"],
             &["pod", "list"],
             &["flow", "list"],
             &["drop", "list"],
+            &["lb", "list", "--source", "dir:/etc/portolan/objects"],
             &["audit"],
             &["explain", "10.0.0.1", "10.96.0.10:80"],
             &["trace"],
@@ -75,8 +78,8 @@ mod tests {
                 }
             }
         }
-        // All but agent, uninstall and completion.
-        assert_eq!(leaves(&Arguments::command()).len(), commands.len() + 3);
+        // All but agent, controller, uninstall, crds and completion.
+        assert_eq!(leaves(&Arguments::command()).len(), commands.len() + 5);
     }
 
     #[test]

@@ -6,9 +6,11 @@
 mod audit;
 mod client;
 mod completion;
+mod crds;
 mod drops;
 mod explain;
 mod flow;
+mod lb;
 mod output;
 mod pod;
 mod service;
@@ -67,6 +69,9 @@ pub enum Command {
     /// Look at what became of packets, and why some were dropped; works while no agent runs
     #[command(subcommand)]
     Drop(drops::Command),
+    /// Look at the public addresses of services; works while neither agent nor controller runs
+    #[command(subcommand)]
+    Lb(lb::Command),
     /// Compare the kernel's tables, programs and pins with what the objects want; exits with 1 if they differ
     #[command(
         after_help = "The agent does the same every minute (--audit-interval) and mends what differs.\n\n\
@@ -85,6 +90,9 @@ pub enum Command {
         Example:\n  portolan trace --host 10.96.0.10 --drops"
     )]
     Trace(trace::Trace),
+    /// Print the CustomResourceDefinitions of pools, BGP peers and advertisements, as YAML
+    #[command(after_help = "Example:\n  portolan crds | kubectl apply -f -")]
+    Crds,
     /// Print the completion script of a shell
     #[command(after_help = "Example:\n  portolan completion bash > /etc/bash_completion.d/portolan")]
     Completion {
@@ -104,9 +112,11 @@ pub fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Pod(command) => pod::run(command, global)?,
         Command::Flow(command) => flow::run(command, global)?,
         Command::Drop(command) => drops::run(command, global)?,
+        Command::Lb(command) => lb::run(command)?,
         Command::Audit(output) => return audit::run(output, global),
         Command::Explain(explain) => explain::run(&explain, global)?,
         Command::Trace(trace) => trace::run(&trace, global)?,
+        Command::Crds => output::print(&crds::yaml()?)?,
         Command::Completion { shell } => output::print(&completion::script(shell))?,
     }
     Ok(ExitCode::SUCCESS)

@@ -30,6 +30,8 @@ pub(super) fn node() -> Object {
         external: Vec::new(),
         pod_cidrs: Vec::new(),
         zone: None,
+        labels: portolan_model::Labels::new(),
+        unschedulable: false,
         taints: Vec::new(),
         deleting: false,
     })
@@ -45,7 +47,7 @@ pub(super) fn service(number: u32) -> [Object; 2] {
         cluster_ips: smallvec![address(SERVICES + number)],
         external_ips: Vec::new(),
         ingress_ips: Vec::new(),
-        proxied_ips: Vec::new(),
+        load_balancer: None,
         source_ranges: Vec::new(),
         ports: smallvec![Port { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
         internal_local: false,
