@@ -33,6 +33,7 @@ const EDGES: &[(&str, Allowed)] = &[
     ("portolan-ipam", Only(&[])),
     ("portolan-cni", Only(&["portolan-ipam"])),
     ("portolan-bgp", Only(&[])),
+    ("portolan-l2", Only(&[])),
     (
         "portolan",
         Only(&[
@@ -43,6 +44,7 @@ const EDGES: &[(&str, Allowed)] = &[
             "portolan-core",
             "portolan-ipam",
             "portolan-kubernetes",
+            "portolan-l2",
             "portolan-model",
             "portolan-node",
             "portolan-plan",
