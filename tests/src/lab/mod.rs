@@ -4,6 +4,7 @@
 //! to the machine's own interfaces.
 
 mod agent;
+mod announcing;
 mod api;
 mod capture;
 mod cgroup;
@@ -21,6 +22,7 @@ mod speaker;
 mod web;
 
 pub use agent::{Agent, AgentOptions, balances_sockets};
+pub use announcing::{Announcing, Segment};
 pub use api::{ApiServer, write_kubeconfig};
 pub use capture::Capture;
 pub use cgroup::Cgroup;
