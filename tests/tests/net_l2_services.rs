@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portolan_tests::lab::{
-    Announcing, Capture, NODE_ADDRESSES, Netns, SERVICE_ADDRESSES, Shop, get, poll, public_address,
+    Announcing, Capture, NODE_ADDRESSES, SERVICE_ADDRESSES, Shop, get, poll, public_address, udp_ask,
 };
 use serde_json::json;
 
@@ -72,7 +72,7 @@ fn clients_reach_a_service_while_the_owner_of_its_address_is_stopped() -> Result
         scene.leads_to(vip, owner)?;
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| -> Result<()> {
-            let asking = scope.spawn(|| ask(client, v6, &over));
+            let asking = scope.spawn(|| ask(|| get(client, public_address(v6)), &over));
             let outcome = scene.nodes[owner].stop().and_then(|()| scene.leads_to(vip, 1 - owner));
             over.store(true, Ordering::Relaxed);
             let asked = asking.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
@@ -87,10 +87,10 @@ fn clients_reach_a_service_while_the_owner_of_its_address_is_stopped() -> Result
 }
 
 /// Asks until it is over; how often. Every request must be answered.
-fn ask(client: &Netns, v6: bool, over: &AtomicBool) -> Result<usize> {
+fn ask(once: impl Fn() -> Result<(String, String)>, over: &AtomicBool) -> Result<usize> {
     let mut asked = 0;
     while !over.load(Ordering::Relaxed) {
-        get(client, public_address(v6)).with_context(|| format!("request {asked}"))?;
+        once().with_context(|| format!("request {asked}"))?;
         asked += 1;
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -112,15 +112,14 @@ fn a_router_that_asks_the_owner_itself_whether_it_is_still_there_is_answered() -
     let owners = [scene.owner(SERVICE_ADDRESSES[0])?, scene.owner(SERVICE_ADDRESSES[1])?];
     let client = &scene.shop.cluster.client;
     std::thread::scope(|scope| -> Result<()> {
+        // Not by TCP: its acknowledgements confirm neighbours, in a lab with one kernel those of others as well.
         let asking = [false, true].map(|v6| {
-            scope.spawn({
-                let over = &over;
-                move || ask(client, v6, over)
-            })
+            let over = &over;
+            scope.spawn(move || ask(|| udp_ask(client, public_address(v6)), over))
         });
         let asked = |family: usize| {
             let (vip, mac) = (SERVICE_ADDRESSES[family], &macs[owners[family]]);
-            let words = [format!("who-has {vip} tell"), format!("who has {vip},")];
+            let words = [format!("who-has {vip} tell 192.0.2.1,"), format!("who has {vip} ")];
             let packets = capture.packets().unwrap_or_default();
             let questions = packets
                 .iter()
@@ -128,7 +127,7 @@ fn a_router_that_asks_the_owner_itself_whether_it_is_still_there_is_answered() -
             questions.count()
         };
         let polled = poll(Duration::from_secs(20), "the router asks the owner itself", || {
-            (asked(0) >= 3 && asked(1) >= 3).then_some(())
+            (asked(0) >= 5 && asked(1) >= 5).then_some(())
         });
         over.store(true, Ordering::Relaxed);
         for asking in asking {
@@ -142,8 +141,8 @@ fn a_router_that_asks_the_owner_itself_whether_it_is_still_there_is_answered() -
         let all = |packet: &&String| {
             let group = packet.contains("> ff:ff:ff:ff:ff:ff,") || packet.contains("> 33:33:ff:");
             group
-                && (packet.contains(&format!("who-has {vip} tell"))
-                    || packet.contains(&format!("who has {vip},")))
+                && (packet.contains(&format!("who-has {vip} tell 192.0.2.1,"))
+                    || packet.contains(&format!("who has {vip} ")))
         };
         let questions = packets.iter().filter(all).count();
         ensure!(questions <= 1, "{vip}: {questions} questions to everybody: {packets:#?}");
