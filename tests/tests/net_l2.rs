@@ -2,14 +2,12 @@
 //! who answers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use portolan_tests::lab::{Announcing, Capture, Frames, Netns, Segment, poll};
+use portolan_tests::lab::{
+    Announcing, Asking, Capture, Frames, Netns, Segment, answer_by_number, arp_request, poll,
+};
 use serde_json::{Value, json};
 
 /// What the issue promises: an owner that is stopped is replaced within this time, and clients know.
@@ -179,80 +177,6 @@ fn a_stopped_owner_is_replaced_in_time_and_clients_follow_without_asking() -> Re
     ensure!(told(&format!("tgt is {v6}, Flags [override]")), "{packets:#?}");
     drop(stopped);
     Ok(())
-}
-
-/// Asks for an address of each family fifty times a second, whatever it hears: each time as another station, so that every answer
-/// tells which question it is to.
-struct Asking {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<u16>>,
-}
-
-impl Asking {
-    fn start(client: &Netns, v4: &str, v6: &str) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (flag, v4, v6) = (Arc::clone(&stop), v4.parse()?, v6.parse()?);
-        let thread = client.spawn(move || {
-            let frames = Frames::open("eth0")?;
-            let mut count = 0;
-            while !flag.load(Ordering::Relaxed) {
-                let [high, low] = u16::to_be_bytes(count);
-                let mac = [0x02, 0x99, 0, 0, high, low];
-                frames.send(&arp([0xff; 6], mac, &[], [192, 0, 2, 99], v4))?;
-                frames.send(&solicitation(mac, v6))?;
-                count += 1;
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Ok(count)
-        })?;
-        Ok(Self { stop, thread })
-    }
-
-    /// Ends it; for each address, who answered each question.
-    fn end(self, capture: &Capture, vips: [&str; 2]) -> Result<[Vec<Vec<String>>; 2]> {
-        self.stop.store(true, Ordering::Relaxed);
-        let count = self.thread.join().map_err(|_| anyhow::anyhow!("asking panicked"))??;
-        let packets = capture.packets()?;
-        Ok(vips.map(|vip| {
-            let mut all = vec![Vec::new(); usize::from(count)];
-            for (who, number) in packets.iter().filter_map(|packet| answer_by_number(packet, vip)) {
-                all[number].push(who.to_owned());
-            }
-            all
-        }))
-    }
-}
-
-/// Who answers, and which question, in a line of tcpdump's.
-fn answer_by_number<'a>(packet: &'a str, vip: &str) -> Option<(&'a str, usize)> {
-    let mut words = packet.split_whitespace().skip(1);
-    let (who, to) = (words.next()?, words.nth(1)?.trim_end_matches(','));
-    let number = usize::from_str_radix(&to.strip_prefix("02:99:00:00:")?.replace(':', ""), 16).ok()?;
-    let is = packet.contains(&format!("Reply {vip} is-at")) || packet.contains(&format!("tgt is {vip},"));
-    is.then_some((who, number))
-}
-
-/// An ARP request, with a tag after its Ethernet addresses.
-fn arp(to: [u8; 6], mac: [u8; 6], tag: &[u8], sender: [u8; 4], target: Ipv4Addr) -> Vec<u8> {
-    let header = [0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1];
-    let mut frame = [&to[..], &mac, tag, &header, &mac, &sender, &[0; 6], &target.octets()].concat();
-    frame.resize(64, 0);
-    frame
-}
-
-/// A neighbour solicitation of the client's to the group of an address.
-fn solicitation(mac: [u8; 6], target: Ipv6Addr) -> Vec<u8> {
-    let [.., a, b, c] = target.octets();
-    let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]);
-    let source: Ipv6Addr = [0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x99].into();
-    let mut message = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &[1, 1], &mac].concat();
-    let pseudo = [&source.octets()[..], &group.octets(), &[0, 32, 0, 58], &message].concat();
-    let words = pseudo.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    message[2..4].copy_from_slice(&(!(folded as u16)).to_be_bytes());
-    let header = [0x86, 0xdd, 0x60, 0, 0, 0, 0, 32, 58, 255];
-    [&[0x33, 0x33, 0xff, a, b, c][..], &mac, &header, &source.octets(), &group.octets(), &message].concat()
 }
 
 #[test]
@@ -431,7 +355,7 @@ fn a_claim_by_somebody_else_is_told_and_answered_sparingly() -> Result<()> {
     let capture = Capture::start(&scene.segment.switch, "br0", "arp")?;
     let sent = scene.segment.client.enter(|| -> std::io::Result<()> {
         // As somebody does who was given the address by mistake.
-        let announcement = arp([0xff; 6], CLIENT, &[], [192, 0, 2, 200], [192, 0, 2, 200].into());
+        let announcement = arp_request([0xff; 6], CLIENT, &[], [192, 0, 2, 200], [192, 0, 2, 200].into());
         let frames = Frames::open("eth0")?;
         (0..5).try_for_each(|_| frames.send(&announcement))
     })?;
@@ -458,16 +382,19 @@ fn solicitations_pass_a_switch_that_looks_who_is_in_a_group() -> Result<()> {
     let nodes = (0..2).map(|node| segment.announce(node, &vips(2))).collect::<Result<Vec<_>>>()?;
     let mut scene = Scene { nodes, segment };
     scene.ready()?;
-    let owner = scene.owner(&vip6(0))?.context("nobody owns it")?;
     let group = "ff02::1:ff0f:200";
-    let port = format!("node{}", owner + 1);
     let listed = || {
+        let owner = scene.owner(&vip6(0)).ok()??;
         let mdb = scene.segment.switch.run("bridge mdb show").ok()?;
         let ports: Vec<&str> = mdb.lines().filter(|line| line.contains(group)).collect();
-        (ports.len() == 1 && ports[0].contains(&format!("port {port} "))).then_some(())
+        let alone = ports.len() == 1 && ports[0].contains(&format!("port node{} ", owner + 1));
+        alone.then_some(owner)
     };
-    let polled = poll(Duration::from_secs(10), "the owner alone is in the group", listed);
-    polled.with_context(|| scene.segment.switch.run("bridge mdb show").unwrap_or_default())?;
+    let polled = poll(Duration::from_secs(15), "the owner alone is in the group", listed);
+    let owner = polled.with_context(|| {
+        let status: Vec<_> = scene.nodes.iter_mut().map(Announcing::status).collect();
+        format!("{:?} {status:#?}", scene.segment.switch.run("bridge mdb show"))
+    })?;
     // The switch waits for some time after its first query before it believes that it knows all.
     let resolved = || {
         let _ = scene.segment.client.ip("neigh flush dev eth0");
@@ -485,7 +412,7 @@ fn frames_for_others_and_of_other_networks_are_not_answered() -> Result<()> {
         let frames = Frames::open("eth0")?;
         let ask = |number, to, tag: &[u8]| {
             let mac = [0x02, 0x99, 0, 0, 0, number];
-            frames.send(&arp(to, mac, tag, [192, 0, 2, 99], [192, 0, 2, 200].into()))
+            frames.send(&arp_request(to, mac, tag, [192, 0, 2, 99], [192, 0, 2, 200].into()))
         };
         // With a VLAN tag; for another host, which the switch does not know; with a tag that has a priority and no VLAN and so belongs
         // to the interface itself; and without.
@@ -525,15 +452,13 @@ fn nodes_that_are_cut_off_from_each_other_agree_again_within_a_heartbeat() -> Re
     }
     cut(&scene, false)?;
     scene.ready()?;
-    for (number, owner) in before.iter().enumerate() {
-        assert_eq!(scene.owner(&vip4(number))?, *owner);
-    }
-    // Whatever it was told meanwhile.
-    for number in 0..6 {
+    for (number, owner) in before.into_iter().enumerate() {
         let vip = vip4(number);
-        let owner = before[number].context("nobody owned it")?;
+        assert_eq!(scene.owner(&vip)?, owner);
+        // Whatever the client was told meanwhile.
         let _ = scene.segment.client.run(&format!("ping -c 1 -W 0.1 {vip}"));
-        follows(&scene.segment.client, &vip, &scene.segment.mac(owner))?;
+        let mac = scene.segment.mac(owner.context("nobody owned it")?);
+        follows(&scene.segment.client, &vip, &mac)?;
     }
     Ok(())
 }

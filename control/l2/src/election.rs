@@ -424,21 +424,19 @@ impl Claim {
 
     /// Who owns it, and whether that is this node.
     fn owner_among<'a>(&self, candidates: &[Candidate<'a>]) -> (Option<&'a Arc<str>>, bool) {
-        // The heaviest and the next one.
-        let mut best: [Option<((u64, &Arc<str>), &Candidate<'a>)>; 2] = [None; 2];
-        for candidate in candidates.iter().filter(|candidate| self.is_for(candidate.name)) {
-            let weight = (rank::weight(self.key, candidate.key), candidate.name);
-            if best[0].is_none_or(|(first, _)| weight > first) {
-                best = [Some((weight, candidate)), best[0]];
-            } else if best[1].is_none_or(|(second, _)| weight > second) {
-                best[1] = Some((weight, candidate));
+        let weight = |candidate: &&Candidate<'a>| (rank::weight(self.key, candidate.key), candidate.name);
+        let eligible = || candidates.iter().filter(|candidate| self.is_for(candidate.name));
+        match eligible().max_by_key(weight) {
+            None => (None, false),
+            Some(first) if first.peer.is_some() => (Some(first.name), false),
+            Some(first) => {
+                let others = eligible().filter(|candidate| candidate.peer.is_some());
+                match others.max_by_key(weight) {
+                    // Without this node it would be that one's, which does not know yet that this node is there, or no longer does.
+                    Some(next) if next.peer.is_some_and(|peer| !peer.counts_us()) => (Some(next.name), false),
+                    _ => (Some(first.name), true),
+                }
             }
-        }
-        let [Some((_, first)), second] = best else { return (None, false) };
-        match second.and_then(|(_, second)| second.peer.map(|peer| (second, peer))) {
-            // Without this node it would be the second one's, which does not know yet that this node is there, or no longer does.
-            Some((second, peer)) if first.peer.is_none() && !peer.counts_us() => (Some(second.name), false),
-            _ => (Some(first.name), first.peer.is_none()),
         }
     }
 }

@@ -6,6 +6,7 @@
 mod agent;
 mod announcing;
 mod api;
+mod asking;
 mod capture;
 mod cgroup;
 mod cluster;
@@ -24,6 +25,7 @@ mod web;
 pub use agent::{Agent, AgentOptions, balances_sockets};
 pub use announcing::{Announcing, Segment};
 pub use api::{ApiServer, write_kubeconfig};
+pub use asking::{Asking, answer_by_number, arp_request};
 pub use capture::Capture;
 pub use cgroup::Cgroup;
 pub use cluster::{Cluster, NODE_ADDRESSES, Node, SERVICE_ADDRESSES};

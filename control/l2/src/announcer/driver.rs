@@ -1,18 +1,20 @@
 //! The thread: carries out what the state wants, and tells it what happened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::Ipv6Addr;
 use std::path::Path;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::groups::Groups;
-use super::packet::PacketSocket;
+use super::packet::{PacketSocket, Protocol};
 use super::state::State;
 use super::udp::Udp;
 use super::{Shared, clock};
 use crate::config::Interface;
-use crate::heartbeat;
+use crate::{frame, heartbeat};
 
 /// Runs until the owner has it end.
 pub(super) async fn run(shared: Arc<Shared>) {
@@ -38,7 +40,9 @@ struct Driver {
 /// The sockets of one interface.
 struct Link {
     interface: Interface,
-    packets: PacketSocket,
+    arp: PacketSocket,
+    /// While the node owns an IPv6 address there.
+    neighbours: Option<PacketSocket>,
     groups: Groups,
 }
 
@@ -98,22 +102,16 @@ impl Driver {
                 link.interface = interface.clone();
                 continue;
             }
-            match PacketSocket::open(*ifindex) {
-                Ok(packets) => {
-                    let link = Link { interface: interface.clone(), packets, groups: Groups::new(*ifindex) };
-                    self.links.insert(*ifindex, link);
-                }
+            match Link::open(interface) {
+                Ok(link) => drop(self.links.insert(*ifindex, link)),
                 Err(error) => {
-                    let why = format!("opening a packet socket: {error}; it needs CAP_NET_RAW");
-                    problems.insert(format!("interface {}", interface.name), why);
+                    drop(problems.insert(format!("interface {}", interface.name), unopened(&error)))
                 }
             }
         }
         for link in self.links.values_mut() {
-            let groups = state.responder().groups(&link.interface.name);
-            if let Err(error) = link.groups.set(groups.into_iter()) {
-                let why = format!("joining the groups of IPv6 addresses: {error}; is IPv6 disabled on it?");
-                problems.insert(format!("interface {}", link.interface.name), why);
+            if let Err(why) = link.join(state.responder().groups(&link.interface.name)) {
+                problems.insert(format!("interface {}, IPv6", link.interface.name), why);
             }
         }
     }
@@ -140,17 +138,11 @@ impl Driver {
         let mut buffer = [0; FRAME];
         for (ifindex, link) in &self.links {
             for _ in 0..FRAMES_AT_ONCE {
-                match link.packets.receive(&mut buffer) {
-                    Ok(None) => break,
-                    Ok(Some(length)) => {
-                        let frame = buffer.get(..length).unwrap_or_default();
-                        // The time is looked at after the frame was read: it may have waited.
-                        let answer = self.shared.state().see(clock::now(), *ifindex, frame);
-                        answer.iter().for_each(|answer| link.send(answer));
-                    }
-                    // That it went down is told by others; the next frame may be there already.
-                    Err(err) => tracing::debug!(iface = link.interface.name, %err, "reading frames"),
-                }
+                let Some(length) = link.receive(&mut buffer) else { break };
+                let frame = buffer.get(..length).unwrap_or_default();
+                // The time is looked at after the frame was read: it may have waited.
+                let answer = self.shared.state().see(clock::now(), *ifindex, frame);
+                answer.iter().for_each(|answer| link.send(answer));
             }
         }
     }
@@ -188,8 +180,7 @@ impl Driver {
     async fn readable(&self) {
         std::future::poll_fn(|context| {
             // All of them, so that each wakes this task.
-            let links =
-                self.links.values().filter(|link| link.packets.poll_readable(context).is_ready()).count();
+            let links = self.links.values().filter(|link| link.poll_readable(context).is_ready()).count();
             if self.udp.poll_readable(context).is_ready() || links > 0 {
                 Poll::Ready(())
             } else {
@@ -201,11 +192,58 @@ impl Driver {
 }
 
 impl Link {
+    fn open(interface: &Interface) -> io::Result<Self> {
+        let arp = PacketSocket::open(interface.ifindex, Protocol::Arp)?;
+        let groups = Groups::new(interface.ifindex);
+        Ok(Self { interface: interface.clone(), arp, neighbours: None, groups })
+    }
+
+    /// Hears what is sent to these groups, and to the addresses that they are of. The error is for operators.
+    fn join(&mut self, groups: BTreeSet<Ipv6Addr>) -> Result<(), String> {
+        if groups.is_empty() {
+            self.neighbours = None;
+        } else if self.neighbours.is_none() {
+            let socket = PacketSocket::open(self.interface.ifindex, Protocol::Neighbours);
+            self.neighbours = Some(socket.map_err(|error| unopened(&error))?);
+        }
+        let joined = self.groups.set(groups.into_iter());
+        joined.map_err(|error| format!("joining the groups of addresses: {error}; is IPv6 disabled on it?"))
+    }
+
+    /// The next frame, if there is one.
+    fn receive(&self, buffer: &mut [u8]) -> Option<usize> {
+        self.sockets().find_map(|socket| match socket.receive(buffer) {
+            Ok(length) => length,
+            // That it went down is told by others.
+            Err(err) => {
+                tracing::debug!(iface = self.interface.name, %err, "reading frames");
+                None
+            }
+        })
+    }
+
     fn send(&self, frame: &[u8]) {
-        if let Err(err) = self.packets.send(frame) {
+        // What a socket sends is of its own protocol, to those who look before it leaves.
+        let arp = frame.get(12..14) == Some(&frame::ARP.to_be_bytes());
+        let socket = if arp { Some(&self.arp) } else { self.neighbours.as_ref() };
+        if let Some(Err(err)) = socket.map(|socket| socket.send(frame)) {
             tracing::debug!(iface = self.interface.name, %err, "a frame was not sent");
         }
     }
+
+    fn poll_readable(&self, context: &mut Context<'_>) -> Poll<()> {
+        // Both, so that each wakes the task.
+        let ready = self.sockets().filter(|socket| socket.poll_readable(context).is_ready()).count();
+        if ready > 0 { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn sockets(&self) -> impl Iterator<Item = &PacketSocket> {
+        [&self.arp].into_iter().chain(&self.neighbours)
+    }
+}
+
+fn unopened(error: &io::Error) -> String {
+    format!("opening a packet socket: {error}; it needs CAP_NET_RAW")
 }
 
 /// What else would answer on an interface, for addresses that are nobody's there: the kernel as a proxy.

@@ -14,22 +14,34 @@ use tokio::io::unix::AsyncFd;
 
 use super::filter;
 
+/// What a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// ARP.
+    Arp,
+    /// Neighbour discovery.
+    Neighbours,
+}
+
 /// A socket for address resolution on one interface.
 #[derive(Debug)]
 pub(super) struct PacketSocket(AsyncFd<OwnedFd>);
 
 impl PacketSocket {
     /// Opens it in this thread's namespace. Needs `CAP_NET_RAW`.
-    pub(super) fn open(ifindex: u32) -> io::Result<Self> {
+    pub(super) fn open(ifindex: u32, protocol: Protocol) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         // Without a protocol it gets nothing yet, not even what its filter would take out.
         let socket = net::socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)?;
         set::<c_int>(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1)?;
-        let mut program = filter::program();
+        let (mut program, ether_type) = match protocol {
+            Protocol::Arp => (filter::arp(), libc::ETH_P_ARP),
+            Protocol::Neighbours => (filter::neighbours(), libc::ETH_P_ALL),
+        };
         let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
         set(socket.as_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
-        bind(socket.as_fd(), ifindex)?;
+        bind(socket.as_fd(), ifindex, ether_type)?;
         // SAFETY: `OwnedFd` answers with the same descriptor always, and closes it only when it is dropped, which `AsyncFd`
         // does last.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
@@ -62,10 +74,10 @@ impl PacketSocket {
     }
 }
 
-/// Attaches a socket to an interface, for frames of all protocols.
-fn bind(socket: BorrowedFd<'_>, ifindex: u32) -> io::Result<()> {
+/// Attaches a socket to an interface, for frames of one protocol or all.
+fn bind(socket: BorrowedFd<'_>, ifindex: u32, ether_type: c_int) -> io::Result<()> {
     let family = u16::try_from(libc::AF_PACKET).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let protocol = u16::try_from(libc::ETH_P_ALL).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let protocol = u16::try_from(ether_type).map_err(|_| io::ErrorKind::InvalidInput)?;
     let ifindex = i32::try_from(ifindex).map_err(|_| io::ErrorKind::InvalidInput)?;
     let address = libc::sockaddr_ll {
         sll_family: family,
