@@ -34,6 +34,7 @@ const EDGES: &[(&str, Allowed)] = &[
     ("portolan-cni", Only(&["portolan-ipam"])),
     ("portolan-bgp", Only(&[])),
     ("portolan-pool", Only(&["portolan-model"])),
+    ("portolan-l2", Only(&[])),
     (
         "portolan",
         Only(&[
@@ -44,6 +45,7 @@ const EDGES: &[(&str, Allowed)] = &[
             "portolan-core",
             "portolan-ipam",
             "portolan-kubernetes",
+            "portolan-l2",
             "portolan-model",
             "portolan-node",
             "portolan-plan",

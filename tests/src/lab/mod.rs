@@ -4,7 +4,9 @@
 //! to the machine's own interfaces.
 
 mod agent;
+mod announcing;
 mod api;
+mod asking;
 mod capture;
 mod cgroup;
 mod cluster;
@@ -22,7 +24,9 @@ mod speaker;
 mod web;
 
 pub use agent::{Agent, AgentOptions, balances_sockets};
+pub use announcing::{Announcing, Segment};
 pub use api::{ApiServer, write_kubeconfig};
+pub use asking::{Asking, answer_by_number, arp_request};
 pub use capture::Capture;
 pub use cgroup::Cgroup;
 pub use cluster::{Cluster, NODE_ADDRESSES, Node, SERVICE_ADDRESSES};
