@@ -19,6 +19,8 @@ pub const NODE_ADDRESSES: [[&str; 2]; 2] =
     [["192.0.2.11", "2001:db8:1::11"], ["192.0.2.12", "2001:db8:1::12"]];
 /// Public addresses of the fixture service.
 pub const SERVICE_ADDRESSES: [&str; 2] = ["198.51.100.10", "2001:db8:f::10"];
+/// Ranges of cluster addresses, as agents have them by default.
+const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/12", "fd00:10:96::/112"];
 
 /// A node of the cluster.
 #[derive(Debug)]
@@ -122,6 +124,17 @@ impl Cluster {
         let [v4, v6] = NODE_ADDRESSES[node];
         self.router.ip(&format!("route replace 198.51.100.0/24 via {v4}"))?;
         self.router.ip(&format!("route replace 2001:db8:f::/64 via {v6}"))?;
+        Ok(())
+    }
+
+    /// Sends the service ranges to a node, as a network does that is told to lead outside clients to cluster addresses.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn route_services_to(&self, node: usize) -> Result<()> {
+        for (range, via) in SERVICE_RANGES.into_iter().zip(NODE_ADDRESSES[node]) {
+            self.router.ip(&format!("route replace {range} via {via}"))?;
+        }
         Ok(())
     }
 
