@@ -375,13 +375,15 @@ impl Resolver {
                 Ok(server) => return Some(server),
                 Err(error) => error,
             };
-            let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-            if !matches!(kind, Some(ErrorKind::WouldBlock | ErrorKind::ConnectionRefused)) {
+            match error.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+                // It comes at once.
+                Some(ErrorKind::ConnectionRefused) => {
+                    std::thread::sleep(Self::WAIT.saturating_sub(asked.elapsed()));
+                }
+                Some(ErrorKind::WouldBlock) => {}
                 // The socket is told that it is connected no more. One that cannot be connected fails once more.
-                let _ = socket.connect(to);
+                _ => drop(socket.connect(to)),
             }
-            // A refusal comes at once.
-            std::thread::sleep(Self::WAIT.saturating_sub(asked.elapsed()));
             None
         })
     }
