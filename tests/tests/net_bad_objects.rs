@@ -57,80 +57,131 @@ fn reasons(agent: &Agent, name: &str) -> Vec<String> {
 /// One kind of bad input.
 struct Case {
     what: &'static str,
-    /// Makes the good service bad.
-    spoil: fn(String) -> String,
+    /// What of the good service's text is replaced, and by what.
+    changes: Vec<(&'static str, String)>,
     /// Each reason, as the words that it has.
-    reasons: &'static [&'static [&'static str]],
+    reasons: Vec<Vec<&'static str>>,
     /// An address that is asked for and not given.
     left_out: Option<&'static str>,
     /// The families in which the service keeps its addresses.
     kept: &'static [bool],
 }
 
-const KEPT: Case = Case { what: "", spoil: |text| text, reasons: &[], left_out: None, kept: &FAMILIES };
+/// A case in which the service keeps all that it had.
+fn case<const N: usize>(
+    what: &'static str,
+    place: &'static str,
+    put: impl Into<String>,
+    reasons: [&[&'static str]; N],
+) -> Case {
+    let reasons = reasons.map(<[_]>::to_vec).to_vec();
+    Case { what, changes: vec![(place, put.into())], reasons, left_out: None, kept: &FAMILIES }
+}
+
+impl Case {
+    fn and(mut self, place: &'static str, put: impl Into<String>) -> Self {
+        self.changes.push((place, put.into()));
+        self
+    }
+
+    fn leaves_out(self, address: &'static str) -> Self {
+        Self { left_out: Some(address), ..self }
+    }
+
+    fn keeps(self, kept: &'static [bool]) -> Self {
+        Self { kept, ..self }
+    }
+
+    /// Makes the good service bad.
+    fn spoil(&self, good: &str) -> Result<String> {
+        self.changes.iter().try_fold(good.to_owned(), |text, (place, put)| {
+            ensure!(text.contains(place), "{}: there is no {place:?} to replace", self.what);
+            Ok(text.replacen(place, put, 1))
+        })
+    }
+}
 
 const LAST_GOOD: &str = "the last good version keeps serving";
 const REST: &str = "the rest of it is served";
 
-fn cases() -> Vec<Case> {
+/// Places of the good service's text where more can be put.
+const SPEC: &str = "  # spec";
+const PORTS: &str = "  # ports";
+const INGRESS: &str = "    # ingress";
+const ENDPOINTS: [&str; 2] = ["# IPv4", "# IPv6"];
+
+fn ingress(addresses: &[&str]) -> String {
+    addresses.iter().map(|address| format!("    - {{ip: \"{address}\"}}\n")).collect()
+}
+
+/// Parts of an object that cannot be read, or say what no service can have.
+fn wrong() -> Vec<Case> {
     vec![
-        Case {
-            what: "port 0 of a service",
-            spoil: |text| text.replace("port: 80,", "port: 0,"),
-            reasons: &[&[
-                "Invalid: ",
-                "bad.yaml:10: Service shop/bad: spec.ports[0].port",
-                "found 0",
-                LAST_GOOD,
-            ]],
-            ..KEPT
-        },
-        Case {
-            what: "port 0 of a slice",
-            spoil: |text| text.replacen("port: 8080,", "port: 0,", 1),
-            reasons: &[&["Invalid: ", "EndpointSlice shop/bad-ipv4: ports[0].port", "found 0", LAST_GOOD]],
-            ..KEPT
-        },
-        Case {
-            what: "an SCTP port",
-            spoil: |text| text.replace("  # ports", "  - {name: sctp, port: 81, protocol: SCTP}"),
-            reasons: &[&["Invalid: ", "spec.ports[1].protocol", "SCTP is not carried", REST]],
-            left_out: Some("10.96.0.50:81"),
-            ..KEPT
-        },
-        Case {
-            what: "two cluster addresses of one family",
-            spoil: |text| text.replace("\"fd00:10:96::50\"]", "10.96.0.51]"),
-            reasons: &[&["Invalid: ", "spec.clusterIPs[1]", "at most one address of each family", LAST_GOOD]],
-            left_out: Some("10.96.0.51:80"),
-            ..KEPT
-        },
-        Case {
-            what: "an endpoint of the other family",
-            spoil: |text| text.replace("# IPv4", &endpoints(&["fd00:10:244:1::77"])),
-            reasons: &[&[
-                "Invalid: ",
-                "endpoints[1].addresses[0]",
-                "an IPv4 address, as addressType says",
-                REST,
-            ]],
-            ..KEPT
-        },
-        Case {
-            what: "a public address of a family that the service does not have",
-            spoil: |text| text.replace(", \"fd00:10:96::50\"]", "]"),
-            reasons: &[&["FamilyNotServed: 2001:db8:f::50 is left out", "no IPv6 ClusterIP"]],
-            left_out: Some("[2001:db8:f::50]:80"),
-            kept: &[false],
-        },
-        Case {
-            what: "loopback, link-local and multicast backends",
-            spoil: |text| {
-                let v4 = endpoints(&["127.0.0.1", "169.254.169.254", "224.0.0.1"]);
-                let v6 = endpoints(&["::1", "fe80::1", "ff02::1"]);
-                text.replace("# IPv4", &v4).replace("# IPv6", &v6)
-            },
-            reasons: &[
+        case(
+            "port 0 of a service",
+            "port: 80,",
+            "port: 0,",
+            [&["Invalid: ", "bad.yaml:10: Service shop/bad: spec.ports[0].port", "found 0", LAST_GOOD]],
+        ),
+        case(
+            "port 0 of a slice",
+            "port: 8080,",
+            "port: 0,",
+            [&["Invalid: ", "EndpointSlice shop/bad-ipv4: ports[0].port", "found 0", LAST_GOOD]],
+        ),
+        case(
+            "an SCTP port",
+            PORTS,
+            "  - {name: sctp, port: 81, protocol: SCTP}",
+            [&["Invalid: ", "spec.ports[1].protocol", "SCTP is not carried", REST]],
+        )
+        .leaves_out("10.96.0.50:81"),
+        case(
+            "two cluster addresses of one family",
+            "\"fd00:10:96::50\"]",
+            "10.96.0.51]",
+            [&["Invalid: ", "spec.clusterIPs[1]", "at most one address of each family", LAST_GOOD]],
+        )
+        .leaves_out("10.96.0.51:80"),
+        case(
+            "a public address of a family that the service does not have",
+            ", \"fd00:10:96::50\"]",
+            "]",
+            [&["FamilyNotServed: 2001:db8:f::50 is left out", "no IPv6 ClusterIP"]],
+        )
+        .leaves_out("[2001:db8:f::50]:80")
+        .keeps(&[false]),
+        case(
+            "an external address on loopback, and one that is no address",
+            SPEC,
+            "  externalIPs: [127.0.0.1, somewhere]",
+            [
+                &["Invalid: ", "spec.externalIPs[0]", "loopback 127.0.0.1", REST],
+                &["Invalid: ", "spec.externalIPs[1]", "somewhere", REST],
+            ],
+        ),
+    ]
+}
+
+/// Endpoints that no service can have.
+fn wrong_endpoints() -> Vec<Case> {
+    let [v4, v6] = ENDPOINTS;
+    let unready = |number: usize| {
+        let (high, low) = (number / 250, number % 250 + 1);
+        format!("- {{addresses: [10.244.{}.{low}], conditions: {{ready: false}}}}\n", high + 10)
+    };
+    vec![
+        case(
+            "an endpoint of the other family",
+            v4,
+            endpoints(&["fd00:10:244:1::77"]),
+            [&["Invalid: ", "endpoints[1].addresses[0]", "an IPv4 address, as addressType says", REST]],
+        ),
+        case(
+            "loopback, link-local and multicast backends",
+            v4,
+            endpoints(&["127.0.0.1", "169.254.169.254", "224.0.0.1"]),
+            [
                 &["endpoints[1].addresses[0]", "loopback 127.0.0.1", REST],
                 &["endpoints[2].addresses[0]", "link-local 169.254.169.254", REST],
                 &["endpoints[3].addresses[0]", "multicast 224.0.0.1", REST],
@@ -138,73 +189,60 @@ fn cases() -> Vec<Case> {
                 &["endpoints[2].addresses[0]", "link-local fe80::1", REST],
                 &["endpoints[3].addresses[0]", "multicast ff02::1", REST],
             ],
-            ..KEPT
-        },
-        Case {
-            what: "a slice of more endpoints than the API allows",
-            spoil: |text| {
-                let unready = |number: usize| {
-                    let (high, low) = (number / 250, number % 250 + 1);
-                    format!("- {{addresses: [10.244.{}.{low}], conditions: {{ready: false}}}}\n", high + 10)
-                };
-                text.replace("# IPv4", &(0..1000).map(unready).collect::<String>())
-            },
-            reasons: &[&["endpoints: expected at most 1000: put more into another slice, found 1001", REST]],
-            ..KEPT
-        },
-        Case {
-            what: "the address of a node",
-            spoil: |text| {
-                text.replace("    # ingress", "    - {ip: 192.0.2.11}\n    - {ip: \"2001:db8:1::12\"}")
-            },
-            reasons: &[
+        )
+        .and(v6, endpoints(&["::1", "fe80::1", "ff02::1"])),
+        case(
+            "a slice of more endpoints than the API allows",
+            v4,
+            (0..1000).map(unready).collect::<String>(),
+            [&["endpoints: expected at most 1000: put more into another slice, found 1001", REST]],
+        ),
+    ]
+}
+
+/// Addresses that are not the service's to have.
+fn of_others() -> Vec<Case> {
+    vec![
+        case(
+            "the address of a node",
+            INGRESS,
+            ingress(&["192.0.2.11", "2001:db8:1::12"]),
+            [
                 &["NodeAddress: 192.0.2.11:80 is left out", "node node1's own address"],
                 &["NodeAddress: [2001:db8:1::12]:80 is left out", "node node2's own address"],
             ],
-            ..KEPT
-        },
-        Case {
-            what: "the external address of a node",
-            spoil: |text| text.replace("    # ingress", "    - {ip: 198.51.100.77}"),
-            reasons: &[&["NodeAddress: 198.51.100.77:80 is left out", "node node2's own address"]],
-            left_out: Some("198.51.100.77:80"),
-            ..KEPT
-        },
-        Case {
-            what: "an address that pods get",
-            spoil: |text| {
-                text.replace("    # ingress", "    - {ip: 10.244.1.200}\n    - {ip: \"fd00:10:244:2::77\"}")
-            },
-            reasons: &[
+        ),
+        case(
+            "the external address of a node",
+            INGRESS,
+            ingress(&["198.51.100.77"]),
+            [&["NodeAddress: 198.51.100.77:80 is left out", "node node2's own address"]],
+        )
+        .leaves_out("198.51.100.77:80"),
+        case(
+            "an address that pods get",
+            INGRESS,
+            ingress(&["10.244.1.200", "fd00:10:244:2::77"]),
+            [
                 &["PodAddress: 10.244.1.200:80 is left out", "node node1's pods"],
                 &["PodAddress: [fd00:10:244:2::77]:80 is left out", "node node2's pods"],
             ],
-            left_out: Some("10.244.1.200:80"),
-            ..KEPT
-        },
-        Case {
-            what: "an external address on loopback, and one that is no address",
-            spoil: |text| text.replace("  # spec", "  externalIPs: [127.0.0.1, somewhere]"),
-            reasons: &[
-                &["Invalid: ", "spec.externalIPs[0]", "loopback 127.0.0.1", REST],
-                &["Invalid: ", "spec.externalIPs[1]", "somewhere", REST],
-            ],
-            ..KEPT
-        },
-        Case {
-            what: "external addresses where they are not served",
-            spoil: |text| text.replace("  # spec", "  externalIPs: [198.51.100.51]"),
-            reasons: &[&["ExternalIPsOff: 198.51.100.51 of spec.externalIPs", "--external-ips"]],
-            left_out: Some("198.51.100.51:80"),
-            ..KEPT
-        },
-        Case {
-            what: "an address that its load balancer keeps",
-            spoil: |text| text.replace("    # ingress", "    - {ip: 198.51.100.52, ipMode: Proxy}"),
-            reasons: &[&["LeftToProxy: 198.51.100.52 ", "ipMode is Proxy"]],
-            left_out: Some("198.51.100.52:80"),
-            ..KEPT
-        },
+        )
+        .leaves_out("10.244.1.200:80"),
+        case(
+            "external addresses where they are not served",
+            SPEC,
+            "  externalIPs: [198.51.100.51]",
+            [&["ExternalIPsOff: 198.51.100.51 of spec.externalIPs", "--external-ips"]],
+        )
+        .leaves_out("198.51.100.51:80"),
+        case(
+            "an address that its load balancer keeps",
+            INGRESS,
+            "    - {ip: 198.51.100.52, ipMode: Proxy}",
+            [&["LeftToProxy: 198.51.100.52 ", "ipMode is Proxy"]],
+        )
+        .leaves_out("198.51.100.52:80"),
     ]
 }
 
@@ -245,7 +283,7 @@ fn is_as_expected(shop: &Shop, case: &Case) -> Result<()> {
     };
     let found = poll(AT_ONCE, "the reasons are shown", found)
         .with_context(|| format!("shown are {:#?}", reasons(&shop.agents[0], "bad")))?;
-    for words in case.reasons {
+    for words in &case.reasons {
         let told = found.iter().any(|reason| words.iter().all(|word| reason.contains(word)));
         ensure!(told, "no reason has the words {words:?}: {found:#?}");
     }
@@ -261,16 +299,14 @@ fn every_kind_of_bad_input_is_shown_at_its_service_and_costs_nothing_else() -> R
     shop.cluster.write("nodes.yaml", &nodes.replace(second, &external))?;
     let _own = WebServer::start(&shop.cluster.nodes[0].netns, 80, "own")?;
     let good = good(&shop.backends[0].pod);
-    for case in cases() {
+    for case in [wrong(), wrong_endpoints(), of_others()].into_iter().flatten() {
         shop.cluster.write("bad.yaml", &good)?;
         let whole = || {
             let ports = shown(&shop.agents[0], "bad")?["ports"].as_array()?.len();
             (ports == 2 && reasons(&shop.agents[0], "bad").is_empty()).then_some(())
         };
         poll(AT_ONCE, "the good service is served without a word", whole).context(case.what)?;
-        let bad = (case.spoil)(good.clone());
-        ensure!(bad != good, "{}: nothing was spoiled", case.what);
-        shop.cluster.write("bad.yaml", &bad)?;
+        shop.cluster.write("bad.yaml", &case.spoil(&good)?)?;
         is_as_expected(&shop, &case).context(case.what)?;
         // The node's own server, at an address that a service asked for.
         assert_eq!(get(&shop.cluster.client, "192.0.2.11:80".parse()?)?.0, "own", "{}", case.what);

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portolan_tests::lab::{
-    Endpoint, Load, LongLived, NODE_ADDRESSES, Netns, Pod, Shop, UdpEcho, WebServer, cluster_address, get,
-    node_address, object, public_address, service, slice, udp_ask,
+    Endpoint, Load, LongLived, NODE_ADDRESSES, Netns, Pod, Resolver, Shop, UdpEcho, WebServer,
+    cluster_address, failure, get, node_address, object, public_address, service, slice, udp_ask,
 };
 
 const FAMILIES: [bool; 2] = [false, true];
@@ -94,45 +94,128 @@ fn asked(shop: &Shop, v6: bool) -> [(&Netns, SocketAddr); 3] {
     ]
 }
 
+/// A client at one node, by its index: what it asks, and whether its node's own backends alone may answer under the policy
+/// in question.
+struct Client<'a> {
+    netns: &'a Netns,
+    to: SocketAddr,
+    node: usize,
+    bound: bool,
+}
+
+/// A shop with two backends on the first node and one on the second, and a pod to ask on each.
+struct Ending {
+    second: Pod,
+    shop: Shop,
+}
+
+impl Ending {
+    /// With these lines in the service's spec.
+    fn open(extra: &str) -> Result<Self> {
+        let shop = Shop::open(&[0, 0, 1])?;
+        let second = Pod::add(&shop.agents[1], "client2")?;
+        shop.cluster.write("service.yaml", &service(extra))?;
+        shop.settle()?;
+        Ok(Self { second, shop })
+    }
+
+    /// The pod and the host of a node.
+    fn inside(&self, node: usize) -> [&Netns; 2] {
+        let pod = if node == 0 { &self.shop.client } else { &self.second };
+        [&pod.netns, &self.shop.cluster.nodes[node].netns]
+    }
+
+    /// Pods and hosts at the cluster address.
+    fn internal(&self) -> Vec<Client<'_>> {
+        let of = |node: usize, v6: bool| {
+            self.inside(node).map(|netns| Client { netns, to: cluster_address(v6), node, bound: true })
+        };
+        FAMILIES.into_iter().flat_map(|v6| [of(0, v6), of(1, v6)]).flatten().collect()
+    }
+
+    /// Outside clients at either node and at the load balancer's address, which leads to the first. Pods and hosts, which
+    /// ask for the same, are bound to no node.
+    fn external(&self) -> Vec<Client<'_>> {
+        let of = |v6: bool| {
+            let outside = |node, to| Client { netns: &self.shop.cluster.client, to, node, bound: true };
+            let inside = [0, 1].into_iter().flat_map(move |node| {
+                let to = [public_address(v6), node_address(node, v6)];
+                self.inside(node).into_iter().zip(to).map(move |(netns, to)| Client {
+                    netns,
+                    to,
+                    node,
+                    bound: false,
+                })
+            });
+            [outside(0, node_address(0, v6)), outside(1, node_address(1, v6)), outside(0, public_address(v6))]
+                .into_iter()
+                .chain(inside)
+        };
+        FAMILIES.into_iter().flat_map(of).collect()
+    }
+}
+
+/// These backends answer, each over either protocol, and no others.
+fn is_served_by(netns: &Netns, to: SocketAddr, expected: &[usize]) -> Result<()> {
+    for (protocol, ask) in [("TCP", get as fn(&Netns, SocketAddr) -> Result<_>), ("UDP", udp_ask)] {
+        let mut silent: BTreeSet<usize> = expected.iter().copied().collect();
+        for number in 0..64 {
+            let (server, _) = ask(netns, to).with_context(|| format!("asking {to} over {protocol}"))?;
+            let index: usize = server.trim_start_matches('b').parse()?;
+            ensure!(expected.contains(&index), "{server} answers over {protocol}");
+            silent.remove(&index);
+            if silent.is_empty() && number >= 5 {
+                break;
+            }
+        }
+        ensure!(silent.is_empty(), "no answer of {silent:?} over {protocol}");
+    }
+    Ok(())
+}
+
 /// What the three backends say, and who serves: everywhere, or with a local policy on each node.
 type Phase<'a> = ([&'a str; 3], &'a [usize], [&'a [usize]; 2]);
 
-/// Ends backends while connections are opened all the time: none fails, and what is open stays with its backend. With
-/// `local` every node uses its own backends alone.
-fn falls_back_under_traffic(
-    extra: &str,
-    local: bool,
-    ask: fn(&Shop, usize, bool) -> (&Netns, SocketAddr),
-) -> Result<()> {
-    // Two backends on the first node, one on the second.
-    let shop = Shop::open(&[0, 0, 1])?;
-    shop.cluster.write("service.yaml", &service(extra))?;
-    shop.settle()?;
-    let clients: Vec<_> =
-        FAMILIES.into_iter().flat_map(|v6| [0, 1].map(|node| ask(&shop, node, v6))).collect();
+const PHASES: [Phase<'_>; 4] = [
+    ([READY, READY, READY], &[0, 1, 2], [&[0, 1], &[2]]),
+    ([TERMINATING, READY, READY], &[1, 2], [&[1], &[2]]),
+    ([TERMINATING, TERMINATING, TERMINATING], &[0, 1, 2], [&[0, 1], &[2]]),
+    ([TERMINATING, READY, TERMINATING], &[1], [&[1], &[2]]),
+];
+
+/// Ends backends while those clients whom the policy concerns open connections, keep others open, and ask over UDP all the
+/// time: none fails, and what is open stays with its backend. With `local` every node uses its own backends alone. In the
+/// end the second node's backend serves no more.
+fn falls_back_under_traffic(shop: &Shop, clients: &[Client<'_>], local: bool) -> Result<()> {
     let pause = Duration::from_millis(10);
-    let new = clients.iter().map(|(netns, to)| Load::start(netns, *to, pause)).collect::<Result<Vec<_>>>()?;
-    let open =
-        clients.iter().map(|(netns, to)| LongLived::start(netns, *to, 4)).collect::<Result<Vec<_>>>()?;
-    let (ready, ending) = (READY, TERMINATING);
-    let phases: [Phase<'_>; 4] = [
-        ([ready, ready, ready], &[0, 1, 2], [&[0, 1], &[2]]),
-        ([ending, ready, ready], &[1, 2], [&[1], &[2]]),
-        ([ending, ending, ending], &[0, 1, 2], [&[0, 1], &[2]]),
-        ([ending, ready, ending], &[1], [&[1], &[2]]),
-    ];
-    for (fields, anywhere, on_node) in phases {
-        publish(&shop, &fields)?;
-        for (node, v6) in [(0, false), (1, true), (0, true), (1, false)] {
-            let expected = if local { on_node[node] } else { anywhere };
-            let (netns, to) = ask(&shop, node, v6);
-            let met = servers(netns, to)?;
-            ensure!(met == expected.iter().copied().collect(), "{fields:?} at node{}: {met:?}", node + 1);
+    let ends = || clients.iter().filter(|it| it.bound).map(|it| (it.netns, it.to));
+    let new = ends().map(|(netns, to)| Load::start(netns, to, pause)).collect::<Result<Vec<_>>>()?;
+    let open = ends().map(|(netns, to)| LongLived::start(netns, to, 2)).collect::<Result<Vec<_>>>()?;
+    let asking = ends().map(|(netns, to)| Resolver::start(netns, to, pause)).collect::<Result<Vec<_>>>()?;
+    for (fields, anywhere, on_node) in PHASES {
+        publish(shop, &fields)?;
+        for client in clients {
+            let expected = if local && client.bound { on_node[client.node] } else { anywhere };
+            is_served_by(client.netns, client.to, expected)
+                .with_context(|| format!("{fields:?}: {} at {}", client.netns.name(), client.to))?;
         }
     }
-    for tally in new.into_iter().map(Load::finish).chain(open.into_iter().map(LongLived::finish)) {
+    let tallies = new.into_iter().map(Load::finish).chain(open.into_iter().map(LongLived::finish));
+    for tally in tallies.chain(asking.into_iter().map(Resolver::finish)) {
         ensure!(tally.failures.is_empty(), "{:?}", tally.failures);
         ensure!(tally.answers() > 20, "a client did next to nothing: {tally:?}");
+    }
+    publish(shop, &[TERMINATING, READY, "conditions: {ready: false, serving: false, terminating: true}"])?;
+    for client in clients.iter().filter(|client| client.node == 1) {
+        let Client { netns, to, bound, .. } = *client;
+        if !(local && bound) {
+            is_served_by(netns, to, &[1])?;
+            continue;
+        }
+        for udp in [false, true] {
+            let outcome = failure(netns, udp, to, Duration::from_millis(700))?;
+            ensure!(outcome == Some(ErrorKind::TimedOut), "{} at {to}: {outcome:?}", netns.name());
+        }
     }
     Ok(())
 }
@@ -147,22 +230,26 @@ fn outside(shop: &Shop, node: usize, v6: bool) -> (&Netns, SocketAddr) {
 
 #[test]
 fn internal_policy_cluster_falls_back_to_terminating_endpoints_under_traffic() -> Result<()> {
-    falls_back_under_traffic("  internalTrafficPolicy: Cluster\n", false, own_host)
+    let stage = Ending::open("  internalTrafficPolicy: Cluster\n")?;
+    falls_back_under_traffic(&stage.shop, &stage.internal(), false)
 }
 
 #[test]
 fn internal_policy_local_falls_back_to_terminating_endpoints_under_traffic() -> Result<()> {
-    falls_back_under_traffic("  internalTrafficPolicy: Local\n", true, own_host)
+    let stage = Ending::open("  internalTrafficPolicy: Local\n")?;
+    falls_back_under_traffic(&stage.shop, &stage.internal(), true)
 }
 
 #[test]
 fn external_policy_cluster_falls_back_to_terminating_endpoints_under_traffic() -> Result<()> {
-    falls_back_under_traffic("  externalTrafficPolicy: Cluster\n", false, outside)
+    let stage = Ending::open("  externalTrafficPolicy: Cluster\n")?;
+    falls_back_under_traffic(&stage.shop, &stage.external(), false)
 }
 
 #[test]
 fn external_policy_local_falls_back_to_terminating_endpoints_under_traffic() -> Result<()> {
-    falls_back_under_traffic("  externalTrafficPolicy: Local\n", true, outside)
+    let stage = Ending::open("  externalTrafficPolicy: Local\n")?;
+    falls_back_under_traffic(&stage.shop, &stage.external(), true)
 }
 
 /// What the two backends say, one on each node, and who serves the clients of each node.

@@ -96,9 +96,9 @@ fn cells() -> Vec<Cell> {
     let inside = inside.into_iter().flat_map(|who| {
         [ClusterIp, Public, ExternalIp, NodePort(0), NodePort(1)].map(|what| Cell { who, what })
     });
-    let outside = [0, 1]
-        .into_iter()
-        .flat_map(|node| [Public, ExternalIp, NodePort(node)].map(|what| Cell { who: Outside(node), what }));
+    let outside = [0, 1].into_iter().flat_map(|node| {
+        [ClusterIp, Public, ExternalIp, NodePort(node)].map(|what| Cell { who: Outside(node), what })
+    });
     inside.chain(outside).collect()
 }
 
@@ -206,6 +206,7 @@ impl Stage {
         let mut failures = Vec::new();
         for (node, questions) in [first, second].into_iter().enumerate() {
             self.shop.cluster.route_public_to(node)?;
+            self.shop.cluster.route_services_to(node)?;
             failures.extend(self.ask_all(&questions));
         }
         failures.extend(misses(&asked, &before, &self.counted()?));
@@ -390,9 +391,9 @@ fn internal_policy_local_without_a_local_backend_drops_at_the_cluster_address_al
 #[test]
 fn external_policy_local_keeps_outside_clients_on_the_node_and_their_addresses() -> Result<()> {
     Stage::open("  externalTrafficPolicy: Local\n", &[0, 1])?.holds(|cell| {
-        Some(match cell.entry() {
-            Some(node) => only(node),
-            None => BOTH,
+        Some(match (cell.what, cell.entry()) {
+            (ClusterIp, _) | (_, None) => BOTH,
+            (_, Some(node)) => only(node),
         })
     })
 }
@@ -401,9 +402,9 @@ fn external_policy_local_keeps_outside_clients_on_the_node_and_their_addresses()
 fn external_policy_local_without_a_local_backend_drops_outside_clients_and_serves_the_nodes_own() -> Result<()>
 {
     Stage::open("  externalTrafficPolicy: Local\n", &[0])?.holds(|cell| {
-        Some(match cell.entry() {
-            Some(1) => NO_LOCAL,
-            _ => only(0),
+        Some(match (cell.what, cell.entry()) {
+            (ClusterIp, _) | (_, Some(0) | None) => only(0),
+            (_, Some(_)) => NO_LOCAL,
         })
     })
 }
@@ -468,11 +469,12 @@ fn an_unknown_port_is_refused_at_every_address_that_is_a_services_own() -> Resul
 
 #[test]
 fn an_address_of_the_service_range_that_nobody_has_is_dropped() -> Result<()> {
-    let inside = [Who::Pod(0), Who::Pod(1), Host(0), Host(1)].map(|who| Cell { who, what: Unallocated });
+    let everybody = [Who::Pod(0), Who::Pod(1), Host(0), Host(1), Outside(0), Outside(1)];
+    let cells = everybody.map(|who| Cell { who, what: Unallocated });
     let stage = Stage::open("", &[0])?;
     // At any of its ports.
     for port in [80, 443, 8080] {
-        stage.hold(&inside, |to| SocketAddr::new(to.ip(), port), |_| Some(Dropped("unknown-service")))?;
+        stage.hold(&cells, |to| SocketAddr::new(to.ip(), port), |_| Some(Dropped("unknown-service")))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use portolan_tests::lab::{
-    Netns, Shop, cluster_address, get, node_address, poll, public_address, service, udp_ask,
+    Condition, Netns, Pod, Shop, cluster_address, get, node_address, poll, public_address, service, udp_ask,
 };
 
 const FAMILIES: [bool; 2] = [false, true];
@@ -79,11 +79,11 @@ fn a_client_with_affinity_moves_on_when_its_backend_leaves() -> Result<()> {
         let to = cluster_address(v6);
         let [first, _] = servers(&shop.client.netns, to, 8)?;
         let left = shop.backends.iter().position(|backend| first.contains(&backend.pod.name));
-        shop.publish(|index| (Some(index) != left).then_some(portolan_tests::lab::Condition::Ready))?;
+        shop.publish(|index| (Some(index) != left).then_some(Condition::Ready))?;
         shop.wait_for_backends(2)?;
         let [next, _] = servers(&shop.client.netns, to, 8)?;
         assert!(next.len() == 1 && next != first, "{first:?}, then {next:?}");
-        shop.publish(|_| Some(portolan_tests::lab::Condition::Ready))?;
+        shop.publish(|_| Some(Condition::Ready))?;
         shop.wait_for_backends(3)?;
         assert_eq!(servers(&shop.client.netns, to, 8)?[0], next, "the new choice is remembered");
     }
@@ -225,10 +225,59 @@ fn load_balancer_source_ranges_bind_ping_as_well() -> Result<()> {
         assert!(is_pinged(&shop.client.netns, public_address(v6)), "without ranges everybody may come");
     }
     // Nobody answers for a service without a backend, named or not.
-    shop.publish(|_| Some(portolan_tests::lab::Condition::NotReady))?;
+    shop.publish(|_| Some(Condition::NotReady))?;
     shop.wait_for_backends(0)?;
     for v6 in FAMILIES {
         assert!(!is_pinged(&shop.cluster.client, public_address(v6)));
+    }
+    Ok(())
+}
+
+/// Everybody, by a node, pings the service's addresses, all at once: those whose ping is answered, or not, against what is
+/// expected.
+fn wrong_pings(shop: &Shop, second: &Pod, node: usize, answered: bool) -> Vec<String> {
+    let pod = if node == 0 { &shop.client } else { second };
+    let everybody = [&pod.netns, &shop.cluster.nodes[node].netns, &shop.cluster.client];
+    let addresses = FAMILIES.into_iter().flat_map(|v6| [public_address(v6), cluster_address(v6)]);
+    std::thread::scope(|scope| {
+        let pings: Vec<_> = everybody
+            .into_iter()
+            .flat_map(|netns| addresses.clone().map(move |to| (netns, to)))
+            .map(|(netns, to)| (netns, to, scope.spawn(move || is_pinged(netns, to))))
+            .collect();
+        let wrong = pings.into_iter().filter_map(|(netns, to, ping)| {
+            let found = ping.join().expect("a ping has no bug");
+            (found != answered).then(|| format!("{} at {to} by node{}: {found}", netns.name(), node + 1))
+        });
+        wrong.collect()
+    })
+}
+
+#[test]
+fn ping_is_answered_by_every_node_while_any_has_an_endpoint_though_policies_are_local() -> Result<()> {
+    let shop = Shop::open(&[1])?;
+    let second = Pod::add(&shop.agents[1], "client2")?;
+    change(&shop, "  internalTrafficPolicy: Local\n  externalTrafficPolicy: Local\n")?;
+    for (condition, answered) in
+        [(Condition::Ready, true), (Condition::Terminating, true), (Condition::NotReady, false)]
+    {
+        shop.publish(|_| Some(condition))?;
+        shop.settle()?;
+        for node in [0, 1] {
+            shop.cluster.route_public_to(node)?;
+            shop.cluster.route_services_to(node)?;
+            assert_eq!(
+                wrong_pings(&shop, &second, node, answered),
+                Vec::<String>::new(),
+                "{condition:?}, expected {answered}"
+            );
+        }
+        // Echo is not a service's traffic: that stays on its node.
+        shop.cluster.route_public_to(0)?;
+        for v6 in FAMILIES.into_iter().filter(|_| answered) {
+            is_silent(&shop.client.netns, cluster_address(v6))?;
+            is_silent(&shop.cluster.client, public_address(v6))?;
+        }
     }
     Ok(())
 }
@@ -268,7 +317,7 @@ fn internal_traffic_policy_local_stays_on_the_node() -> Result<()> {
         // It does not concern who comes from outside.
         assert_eq!(servers(&shop.cluster.client, node_address(0, v6), 24)?[0].len(), 2);
     }
-    shop.publish(|index| (index == 1).then_some(portolan_tests::lab::Condition::Ready))?;
+    shop.publish(|index| (index == 1).then_some(Condition::Ready))?;
     shop.wait_for_backends(1)?;
     for v6 in FAMILIES {
         is_silent(&shop.client.netns, cluster_address(v6))?;

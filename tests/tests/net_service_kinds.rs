@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portolan_tests::lab::{
-    NODE_ADDRESSES, NODE_PORT, Netns, Shop, WebServer, balances_sockets, cluster_address, get, node_address,
-    poll, public_address, service, udp_ask,
+    self, NODE_ADDRESSES, NODE_PORT, Netns, Shop, WebServer, balances_sockets, cluster_address, get,
+    node_address, poll, public_address, service, udp_ask,
 };
 use rustix::net::{self, AddressFamily, SocketType, sockopt};
 use serde_json::Value;
@@ -39,13 +39,31 @@ fn plain(name: &str, metadata: &str, spec: &str) -> String {
     )
 }
 
+/// A service of both families, at the addresses of [`at`].
+fn dual(name: &str, metadata: &str, spec: &str, last: u8) -> String {
+    let more = if spec.is_empty() { String::new() } else { format!(", {spec}") };
+    let [v4, v6] = FAMILIES.map(|v6| at(last, v6).ip());
+    plain(name, metadata, &format!("clusterIPs: [{v4}, \"{v6}\"]{more}"))
+}
+
+/// Port 80 of a cluster address with this number.
+fn at(last: u8, v6: bool) -> SocketAddr {
+    let address = if v6 { format!("fd00:10:96::{last}") } else { format!("10.96.0.{last}") };
+    SocketAddr::new(address.parse().expect("the number makes an address"), 80)
+}
+
+/// Slices of both families with the addresses of one of the shop's backends.
+fn slices(shop: &Shop, name: &str, service: &str, backend: usize) -> String {
+    let of = |v6: bool| {
+        let address = shop.backends[backend].pod.address(v6);
+        slice(&format!("{name}-{v6}"), service, HTTP, &[address])
+    };
+    FAMILIES.map(of).concat()
+}
+
 /// How a connection fails; `None`: it does not.
-fn failure(netns: &Netns, to: &str) -> Result<Option<ErrorKind>> {
-    let to: SocketAddr = to.parse()?;
-    netns.enter(move || {
-        let result = TcpStream::connect_timeout(&to, Duration::from_millis(700));
-        Ok(result.err().map(|error| error.kind()))
-    })?
+fn failure(netns: &Netns, to: SocketAddr) -> Result<Option<ErrorKind>> {
+    lab::failure(netns, false, to, Duration::from_millis(700))
 }
 
 /// The services of which a port is served.
@@ -67,70 +85,70 @@ const HTTP: &str = "{name: http, port: 8080, protocol: TCP}";
 #[test]
 fn services_of_others_are_left_alone() -> Result<()> {
     let shop = Shop::open(&[0])?;
-    let backend = [shop.backends[0].pod.address(false)];
-    let others = [
-        ("headless", "", "clusterIP: None", HTTP),
-        ("elsewhere", "", "type: ExternalName, externalName: example.org, clusterIP: 10.96.0.41", HTTP),
-        (
-            "proxied",
-            ", labels: {service.kubernetes.io/service-proxy-name: other}",
-            "clusterIP: 10.96.0.42",
-            HTTP,
-        ),
-        ("marked", ", labels: {service.kubernetes.io/headless: \"\"}", "clusterIP: 10.96.0.43", HTTP),
-        ("addressless", "", "type: ClusterIP", HTTP),
-        ("ours", "", "clusterIP: 10.96.0.49", HTTP),
-    ];
-    let text = others.map(|(name, metadata, spec, ports)| {
-        plain(name, metadata, spec) + "---\n" + &slice(name, name, ports, &backend)
-    });
-    shop.cluster.write("others.yaml", &text.concat())?;
-    let client = &shop.client.netns;
-    poll(AT_ONCE, "the last of them answers", || get(client, "10.96.0.49:80".parse().ok()?).ok())?;
-    assert_eq!(services(&shop)?, BTreeSet::from(["ours".to_owned(), "web".to_owned()]));
-    for last in [41, 42, 43] {
-        ensure!(failure(client, &format!("10.96.0.{last}:80"))?.is_some(), "10.96.0.{last} is served");
+    let proxied = ", labels: {service.kubernetes.io/service-proxy-name: other}";
+    let marked = ", labels: {service.kubernetes.io/headless: \"\"}";
+    let mut text = String::new();
+    for (name, service) in [
+        ("headless", plain("headless", "", "clusterIP: None")),
+        ("elsewhere", dual("elsewhere", "", "type: ExternalName, externalName: example.org", 41)),
+        ("proxied", dual("proxied", proxied, "", 42)),
+        ("marked", dual("marked", marked, "", 43)),
+        ("addressless", plain("addressless", "", "type: ClusterIP")),
+        ("ours", dual("ours", "", "", 49)),
+    ] {
+        text += &(service + "---\n" + &slices(&shop, name, name, 0));
     }
+    shop.cluster.write("others.yaml", &text)?;
+    let client = &shop.client.netns;
+    for v6 in FAMILIES {
+        poll(AT_ONCE, "the last of them answers", || get(client, at(49, v6)).ok())?;
+        for to in [41, 42, 43].map(|last| at(last, v6)) {
+            ensure!(failure(client, to)?.is_some(), "{to} is served");
+        }
+    }
+    assert_eq!(services(&shop)?, BTreeSet::from(["ours".to_owned(), "web".to_owned()]));
     Ok(())
 }
 
 #[test]
 fn endpoints_without_a_service_or_marked_headless_serve_nobody() -> Result<()> {
     let shop = Shop::open(&[0, 0])?;
-    let of = |index: usize| [shop.backends[index].pod.address(false)];
-    let hidden = slice("b", "ours", HTTP, &of(1))
+    let hidden = slices(&shop, "b", "ours", 1)
         .replace("{kubernetes.io", "{service.kubernetes.io/headless: \"\", kubernetes.io");
-    let text = plain("ours", "", "clusterIP: 10.96.0.49")
+    let text = dual("ours", "", "", 49)
         + "---\n"
         + &hidden
-        + &slice("a", "ours", HTTP, &of(0))
-        + &slice("c", "nobody", HTTP, &of(1));
+        + &slices(&shop, "a", "ours", 0)
+        + &slices(&shop, "c", "nobody", 1);
     shop.cluster.write("ours.yaml", &text)?;
-    let (client, to) = (&shop.client.netns, "10.96.0.49:80".parse()?);
-    poll(AT_ONCE, "it answers", || get(client, to).ok())?;
-    assert_eq!(servers(client, to)?, BTreeSet::from(["b0".to_owned()]));
+    let client = &shop.client.netns;
+    for to in FAMILIES.map(|v6| at(49, v6)) {
+        poll(AT_ONCE, "it answers", || get(client, to).ok())?;
+        assert_eq!(servers(client, to)?, BTreeSet::from(["b0".to_owned()]));
+    }
     Ok(())
 }
 
 #[test]
 fn external_addresses_that_are_anothers_business_are_not_answered() -> Result<()> {
     let shop = Shop::open(&[0])?;
-    let backend = [shop.backends[0].pod.address(false)];
-    let status = "status: {loadBalancer: {ingress: [{ip: 198.51.100.20, ipMode: Proxy}, {hostname: lb.example.org}, {ip: 198.51.100.21, ipMode: VIP}]}}\n";
-    let text = plain("ours", "", "type: LoadBalancer, clusterIP: 10.96.0.49, externalIPs: [198.51.100.22]")
-        + status
-        + "---\n"
-        + &slice("a", "ours", HTTP, &backend);
+    let public = |last: u8, v6: bool| -> Result<SocketAddr> {
+        let address = if v6 { format!("2001:db8:f::{last}") } else { format!("198.51.100.{last}") };
+        Ok(SocketAddr::new(address.parse()?, 80))
+    };
+    let status = "status: {loadBalancer: {ingress: [{ip: 198.51.100.20, ipMode: Proxy}, \
+                  {ip: \"2001:db8:f::20\", ipMode: Proxy}, {hostname: lb.example.org}, \
+                  {ip: 198.51.100.21, ipMode: VIP}, {ip: \"2001:db8:f::21\", ipMode: VIP}]}}\n";
+    let spec = "type: LoadBalancer, externalIPs: [198.51.100.22, \"2001:db8:f::22\"]";
+    let text = dual("ours", "", spec, 49) + status + "---\n" + &slices(&shop, "a", "ours", 0);
     shop.cluster.write("ours.yaml", &text)?;
     for netns in [&shop.client.netns, &shop.cluster.client] {
-        poll(AT_ONCE, "the address that is ours answers", || {
-            get(netns, "198.51.100.21:80".parse().ok()?).ok()
-        })?;
-        for last in [20, 22] {
-            ensure!(
-                failure(netns, &format!("198.51.100.{last}:80"))?.is_some(),
-                "198.51.100.{last} is answered"
-            );
+        for v6 in FAMILIES {
+            let ours = public(21, v6)?;
+            poll(AT_ONCE, "the address that is ours answers", || get(netns, ours).ok())?;
+            for to in [public(20, v6)?, public(22, v6)?] {
+                ensure!(failure(netns, to)?.is_some(), "{to} is answered");
+            }
         }
     }
     Ok(())
@@ -142,7 +160,7 @@ fn a_named_port_leads_to_another_number_in_every_slice() -> Result<()> {
     let _other = WebServer::start(&shop.backends[1].pod.netns, 8081, "b1-other")?;
     let _admin = WebServer::start(&shop.backends[1].pod.netns, 8082, "b1-admin")?;
     for v6 in FAMILIES {
-        let (address, family) = if v6 { ("fd00:10:96::49", "IPv6") } else { ("10.96.0.49", "IPv4") };
+        let (address, family) = (at(49, v6).ip(), if v6 { "IPv6" } else { "IPv4" });
         let of = |index: usize| [shop.backends[index].pod.address(v6)];
         let text = format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: named{v6}, namespace: shop}}\n\
@@ -156,7 +174,7 @@ fn a_named_port_leads_to_another_number_in_every_slice() -> Result<()> {
                 &of(1),
             );
         shop.cluster.write("named.yaml", &text)?;
-        let (client, address) = (&shop.client.netns, address.parse()?);
+        let client = &shop.client.netns;
         let at = |port| SocketAddr::new(address, port);
         poll(AT_ONCE, "it answers", || get(client, at(80)).ok())?;
         assert_eq!(servers(client, at(80))?, BTreeSet::from(["b0".to_owned(), "b1-other".to_owned()]));
@@ -178,7 +196,7 @@ fn of_two_protocols_on_one_port_each_can_go_alone() -> Result<()> {
     let client = &shop.client.netns;
     let refused = |to: SocketAddr, udp: bool| -> Option<bool> {
         if !udp {
-            return Some(failure(client, &to.to_string()).ok()? == Some(ErrorKind::ConnectionRefused));
+            return Some(failure(client, to).ok()? == Some(ErrorKind::ConnectionRefused));
         }
         let error = udp_ask(client, to).err()?;
         Some(error.downcast_ref::<std::io::Error>()?.kind() == ErrorKind::ConnectionRefused)
@@ -193,9 +211,9 @@ fn of_two_protocols_on_one_port_each_can_go_alone() -> Result<()> {
             }
         }
         shop.cluster.write("service.yaml", &both)?;
-        poll(AT_ONCE, "it is back", || {
-            refused(cluster_address(false), udp).is_none_or(|it| !it).then_some(())
-        })?;
+        for to in FAMILIES.map(cluster_address) {
+            poll(AT_ONCE, "it is back", || refused(to, udp).is_none_or(|it| !it).then_some(()))?;
+        }
     }
     Ok(())
 }
@@ -211,14 +229,12 @@ fn a_node_port_is_open_at_the_nodes_own_addresses_and_nowhere_else() -> Result<(
     for v6 in FAMILIES {
         assert_eq!(get(&shop.cluster.client, node_address(0, v6))?.0, "b0");
         let (unnamed, loopback) = if v6 { ("2001:db8:1::99", "::1") } else { ("192.0.2.99", "127.0.0.1") };
-        let at = |address: &str| {
-            address.parse().map(|address: IpAddr| SocketAddr::new(address, NODE_PORT).to_string())
-        };
-        let outcome = failure(&shop.cluster.client, &at(unnamed)?)?;
+        let at = |address: &str| address.parse().map(|address: IpAddr| SocketAddr::new(address, NODE_PORT));
+        let outcome = failure(&shop.cluster.client, at(unnamed)?)?;
         assert_eq!(outcome, Some(ErrorKind::ConnectionRefused), "the host has nobody at {unnamed}");
         // Only sockets know what is asked for there.
         let refused = (!balances_sockets()).then_some(ErrorKind::ConnectionRefused);
-        assert_eq!(failure(node, &at(loopback)?)?, refused, "{loopback}");
+        assert_eq!(failure(node, at(loopback)?)?, refused, "{loopback}");
         let pod = SocketAddr::new(shop.client.address(v6), NODE_PORT);
         assert_eq!(get(&shop.backends[0].pod.netns, pod)?.0, "own", "a pod's port of this number is its own");
         assert_eq!(get(node, pod)?.0, "own", "to the host as well");
@@ -245,9 +261,9 @@ fn add_second_addresses(shop: &Shop, [v4, v6]: [&str; 2]) -> Result<()> {
 fn answers_at(shop: &Shop, [v4, v6]: [&str; 2]) -> Result<bool> {
     let mut found = BTreeSet::new();
     for address in [v4, v6] {
-        let to = SocketAddr::new(address.parse()?, NODE_PORT).to_string();
+        let to = SocketAddr::new(address.parse()?, NODE_PORT);
         for netns in [&shop.cluster.client, &shop.client.netns, &shop.cluster.nodes[0].netns] {
-            found.insert(failure(netns, &to)?);
+            found.insert(failure(netns, to)?);
         }
     }
     let all = found.len() == 1;
@@ -278,11 +294,10 @@ fn node_ports_are_open_at_the_first_address_of_each_family_unless_prefixes_say_w
         let address = second[usize::from(v6)].parse::<IpAddr>();
         address.map(|address| slice(&format!("s{v6}"), "ours", "{name: http, port: 6443}", &[address]))
     });
-    let text = plain("ours", "", "clusterIPs: [10.96.0.49, \"fd00:10:96::49\"]") + "---\n";
+    let text = dual("ours", "", "", 49) + "---\n";
     shop.cluster
         .write("ours.yaml", &slices.into_iter().try_fold(text, |text, it| it.map(|it| text + &it))?)?;
-    for to in ["10.96.0.49:80", "[fd00:10:96::49]:80"] {
-        let to = to.parse()?;
+    for to in FAMILIES.map(|v6| at(49, v6)) {
         poll(AT_ONCE, "the host answers", || get(&shop.client.netns, to).ok())?;
         assert_eq!(servers(&shop.client.netns, to)?, BTreeSet::from(["node1".to_owned()]));
     }
@@ -309,7 +324,7 @@ fn an_address_of_the_service_range_that_no_service_has_is_dropped_and_counted() 
         entry.and_then(|entry| entry["packets"].as_u64()).context("no such outcome")
     };
     for netns in [&shop.client.netns, &shop.cluster.nodes[0].netns] {
-        for to in ["10.96.0.200:80", "[fd00:10:96::200]:80"] {
+        for to in FAMILIES.map(|v6| at(200, v6)) {
             let before = counted()?;
             ensure!(
                 failure(netns, to)? != Some(ErrorKind::ConnectionRefused) && failure(netns, to)?.is_some(),

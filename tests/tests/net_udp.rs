@@ -1,13 +1,15 @@
 //! UDP flows have no end of their own: a client that goes on with its socket gets to whoever serves now, and to nobody
 //! else.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portolan_tests::lab::{
-    Backend, Condition, Netns, Shop, UdpEcho, cluster_address, node_address, poll, public_address, service,
+    Backend, Condition, NODE_ADDRESSES, Netns, Pod, Shop, UdpEcho, cluster_address, node_address, poll,
+    public_address, service,
 };
 
 const FAMILIES: [bool; 2] = [false, true];
@@ -85,6 +87,7 @@ fn askers(shop: &Shop) -> Result<Vec<Asker>> {
         [
             ("a pod", pod, cluster_address(v6)),
             ("a pod", pod, node_address(0, v6)),
+            ("a pod", pod, public_address(v6)),
             ("the host", host, cluster_address(v6)),
             ("the host", host, node_address(0, v6)),
             ("the host", host, public_address(v6)),
@@ -188,4 +191,77 @@ fn clients_of_a_port_that_is_deleted_are_answered_no_more() -> Result<()> {
         .collect();
     shop.cluster.write("service.yaml", &tcp_alone)?;
     all(&askers, Asker::is_not_answered)
+}
+
+/// Sockets that ask one address: that one of two backends gets none of them is no chance.
+const QUESTIONS: usize = 32;
+
+/// Asks a few times from one socket that is not connected. Everything comes from who was asked and from one server: its
+/// node, and whom it took for the client.
+fn ask_unconnected(netns: &Netns, to: SocketAddr) -> Result<(usize, IpAddr)> {
+    let answers = netns.enter(move || -> Result<Vec<(String, IpAddr)>> {
+        let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let ask = |number: u32| {
+            socket.send_to(number.to_string().as_bytes(), to)?;
+            let mut buffer = [0; 512];
+            let (len, from) = socket.recv_from(&mut buffer).with_context(|| format!("question {number}"))?;
+            ensure!(from == to, "{from} answers what {to} was asked");
+            let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+            let words: Vec<&str> = text.split(' ').collect();
+            let [server, client, echoed] = *words.as_slice() else { anyhow::bail!("answered by {text:?}") };
+            ensure!(echoed == number.to_string(), "{echoed} is no answer to {number}");
+            Ok((server.to_owned(), client.parse()?))
+        };
+        (0..3).map(ask).collect()
+    })??;
+    let (server, client) = &answers[0];
+    ensure!(answers.iter().all(|answer| answer == &answers[0]), "one flow, several answers: {answers:?}");
+    Ok((server.trim_start_matches('b').parse()?, *client))
+}
+
+/// Asks the load balancer's address from outside through a node: which backends may answer, and whom they see.
+fn is_served_outside(shop: &Shop, entry: usize, v6: bool, local: bool) -> Result<()> {
+    let client: IpAddr = if v6 { "2001:db8:c::10" } else { "203.0.113.10" }.parse()?;
+    let masquerade: IpAddr = NODE_ADDRESSES[entry][usize::from(v6)].parse()?;
+    let mut met = [false; 2];
+    for _ in 0..QUESTIONS {
+        let (node, seen) = ask_unconnected(&shop.cluster.client, public_address(v6))?;
+        let expected = if node == entry { client } else { masquerade };
+        ensure!(seen == expected, "b{node} saw {seen}, not {expected}");
+        met[node] = true;
+    }
+    ensure!(met[entry] && met[1 - entry] != local, "through node{}: {met:?}", entry + 1);
+    Ok(())
+}
+
+#[test]
+fn the_load_balancers_address_answers_pods_hosts_and_outside_clients() -> Result<()> {
+    let shop = Shop::open(&[0, 1])?;
+    let second = Pod::add(&shop.agents[1], "client2")?;
+    for local in [false, true] {
+        let policy = if local { "Local" } else { "Cluster" };
+        shop.cluster.write("service.yaml", &service(&format!("  externalTrafficPolicy: {policy}\n")))?;
+        shop.settle()?;
+        for (node, pod) in [&shop.client, &second].into_iter().enumerate() {
+            shop.cluster.route_public_to(node)?;
+            for v6 in FAMILIES {
+                let host = NODE_ADDRESSES[node][usize::from(v6)].parse()?;
+                let inside = [(&pod.netns, pod.address(v6)), (&shop.cluster.nodes[node].netns, host)];
+                for (netns, own) in inside {
+                    let met = (0..QUESTIONS).map(|_| {
+                        let (node, seen) = ask_unconnected(netns, public_address(v6))?;
+                        ensure!(seen == own, "b{node} saw {seen}, not {own}");
+                        Ok(node)
+                    });
+                    let met =
+                        met.collect::<Result<BTreeSet<_>>>().with_context(|| netns.name().to_owned())?;
+                    ensure!(met.len() == 2, "{policy}: {} meets {met:?} alone", netns.name());
+                }
+                is_served_outside(&shop, node, v6, local).context(policy)?;
+            }
+        }
+    }
+    Ok(())
 }

@@ -19,6 +19,8 @@ pub const NODE_ADDRESSES: [[&str; 2]; 2] =
     [["192.0.2.11", "2001:db8:1::11"], ["192.0.2.12", "2001:db8:1::12"]];
 /// Public addresses of the fixture service.
 pub const SERVICE_ADDRESSES: [&str; 2] = ["198.51.100.10", "2001:db8:f::10"];
+/// Ranges of cluster addresses, as agents have them by default.
+const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/12", "fd00:10:96::/112"];
 
 /// A node of the cluster.
 #[derive(Debug)]
@@ -140,6 +142,17 @@ impl Cluster {
         // What goes back by where it came is nothing to be told of here.
         self.router.sysctl("net/ipv4/conf/br0/send_redirects", "0")?;
         self.router.sysctl("net/ipv4/conf/all/send_redirects", "0")
+    }
+
+    /// Sends the service ranges to a node, as a network does that is told to lead outside clients to cluster addresses.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn route_services_to(&self, node: usize) -> Result<()> {
+        for (range, via) in SERVICE_RANGES.into_iter().zip(NODE_ADDRESSES[node]) {
+            self.router.ip(&format!("route replace {range} via {via}"))?;
+        }
+        Ok(())
     }
 
     fn wire(&self) -> Result<()> {

@@ -295,11 +295,8 @@ impl Datagrams {
     /// There is none.
     pub fn start(netns: &Netns, to: SocketAddr, pause: Duration) -> Result<Self> {
         let open = move || -> Result<(UdpSocket, String)> {
-            let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
-            let socket = UdpSocket::bind((any, 0))?;
-            socket.connect(to)?;
-            socket.set_read_timeout(Some(Self::PATIENCE))?;
-            let first = Self::ask(&socket, 0).with_context(|| format!("asking {to}"))?;
+            let socket = connected(to, Self::PATIENCE)?;
+            let first = ask_numbered(&socket, 0).with_context(|| format!("asking {to}"))?;
             Ok((socket, first))
         };
         let (socket, first) = netns.enter(open)??;
@@ -309,7 +306,7 @@ impl Datagrams {
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
-                match Self::ask(&socket, number) {
+                match ask_numbered(&socket, number) {
                     Ok(server) if server == first => *tally.by_server.entry(server).or_default() += 1,
                     Ok(server) => tally.failures.push(format!("{first} became {server}")),
                     Err(error) => tally.failures.push(format!("datagram {number} to {to}: {error:#}")),
@@ -320,26 +317,106 @@ impl Datagrams {
         })?))
     }
 
-    /// Sends one datagram; who answered it.
-    fn ask(socket: &UdpSocket, number: u32) -> Result<String> {
-        socket.send(number.to_string().as_bytes()).context("sending")?;
-        let mut buffer = [0; 512];
-        loop {
-            let len = socket.recv(&mut buffer).context("receiving")?;
-            let text = String::from_utf8_lossy(&buffer[..len]);
-            let words: Vec<&str> = text.split(' ').collect();
-            match *words.as_slice() {
-                [server, _, echoed] if echoed.parse() == Ok(number) => return Ok(server.to_owned()),
-                // An answer that came after all, to a datagram that was given up.
-                [_, _, _] => {}
-                _ => bail!("answered by {text:?}"),
+    /// Stops and tells.
+    #[must_use]
+    pub fn finish(mut self) -> Tally {
+        self.0.finish()
+    }
+}
+
+/// A client like a resolver: one connected UDP socket and numbered questions, each of which is asked again until it is
+/// answered. A question that is not within [`TRIES`](Self::TRIES) is a failure.
+#[derive(Debug)]
+pub struct Resolver(Running);
+
+impl Resolver {
+    /// How long a question waits before it is asked again.
+    const WAIT: Duration = Duration::from_millis(200);
+    /// How often it is asked: for two seconds.
+    pub const TRIES: u32 = 10;
+
+    /// Starts asking; returns after the first answer.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn start(netns: &Netns, to: SocketAddr, pause: Duration) -> Result<Self> {
+        let open = move || -> Result<UdpSocket> {
+            let socket = connected(to, Self::WAIT)?;
+            Self::resolve(&socket, to, 0).with_context(|| format!("{to} does not answer"))?;
+            Ok(socket)
+        };
+        let socket = netns.enter(open)??;
+        let begun = Instant::now();
+        Ok(Self(Running::start(netns, move |stop| {
+            let mut tally = Tally::default();
+            for number in 1.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                match Self::resolve(&socket, to, number) {
+                    Some(server) => *tally.by_server.entry(server).or_default() += 1,
+                    None => tally.failures.push(format!(
+                        "{} ms: question {number} to {to} was asked {} times",
+                        begun.elapsed().as_millis(),
+                        Self::TRIES
+                    )),
+                }
+                std::thread::sleep(pause);
             }
-        }
+            tally
+        })?))
+    }
+
+    /// Asks until there is an answer; who gave it.
+    fn resolve(socket: &UdpSocket, to: SocketAddr, number: u32) -> Option<String> {
+        (0..Self::TRIES).find_map(|_| {
+            let asked = Instant::now();
+            let error = match ask_numbered(socket, number) {
+                Ok(server) => return Some(server),
+                Err(error) => error,
+            };
+            match error.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+                // It comes at once.
+                Some(ErrorKind::ConnectionRefused) => {
+                    std::thread::sleep(Self::WAIT.saturating_sub(asked.elapsed()));
+                }
+                Some(ErrorKind::WouldBlock) => {}
+                // The socket is told that it is connected no more. One that cannot be connected fails once more.
+                _ => drop(socket.connect(to)),
+            }
+            None
+        })
     }
 
     /// Stops and tells.
     #[must_use]
     pub fn finish(mut self) -> Tally {
         self.0.finish()
+    }
+}
+
+/// A connected UDP socket that waits this long for an answer.
+fn connected(to: SocketAddr, patience: Duration) -> std::io::Result<UdpSocket> {
+    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(patience))?;
+    Ok(socket)
+}
+
+/// Sends one datagram with a number; who answered it.
+fn ask_numbered(socket: &UdpSocket, number: u32) -> Result<String> {
+    socket.send(number.to_string().as_bytes()).context("sending")?;
+    let mut buffer = [0; 512];
+    loop {
+        let len = socket.recv(&mut buffer).context("receiving")?;
+        let text = String::from_utf8_lossy(&buffer[..len]);
+        let words: Vec<&str> = text.split(' ').collect();
+        match *words.as_slice() {
+            [server, _, echoed] if echoed.parse() == Ok(number) => return Ok(server.to_owned()),
+            // An answer that came after all, to a datagram that was given up.
+            [_, _, _] => {}
+            _ => bail!("answered by {text:?}"),
+        }
     }
 }

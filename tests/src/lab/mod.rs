@@ -33,7 +33,7 @@ pub use cluster::{Cluster, NODE_ADDRESSES, Node, SERVICE_ADDRESSES};
 pub use containerd::{Container, Containerd};
 pub use controller::Controller;
 pub use frames::{Frames, send_ip};
-pub use load::{Datagrams, Load, LongLived, Tally, failure, get, get_bound, udp_ask};
+pub use load::{Datagrams, Load, LongLived, Resolver, Tally, failure, get, get_bound, udp_ask};
 pub use netns::Netns;
 pub use objects::{Endpoint, object, slice};
 pub use pod::{Pod, operate};

@@ -1,7 +1,7 @@
 //! Network namespaces.
 
 use std::fs::File;
-use std::net::{Ipv6Addr, TcpListener};
+use std::net::{Ipv6Addr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -117,6 +117,15 @@ impl Netns {
     /// The port stays taken.
     pub fn listen(&self, port: u16) -> Result<TcpListener> {
         let bind = || self.enter(move || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))).ok()?.ok();
+        poll(Duration::from_secs(3), "the port is free", bind)
+    }
+
+    /// A socket for UDP over both families, once the port is free, as [`listen`](Self::listen).
+    ///
+    /// # Errors
+    /// The port stays taken.
+    pub fn bind_udp(&self, port: u16) -> Result<UdpSocket> {
+        let bind = || self.enter(move || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))).ok()?.ok();
         poll(Duration::from_secs(3), "the port is free", bind)
     }
 

@@ -13,6 +13,8 @@ use super::Netns;
 
 /// How long a server waits before it looks whether it shall stop.
 const TICK: Duration = Duration::from_millis(20);
+/// How long a client may take no byte of an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An HTTP/1.1 server that answers every request with its name and the client's address: `NAME ADDRESS\n`. A request
 /// for `/N` gets N bytes more.
@@ -93,6 +95,8 @@ fn answer(stream: &TcpStream, name: &str, stop: &AtomicBool) -> std::io::Result<
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(TICK))?;
+    // One whose packets get lost would keep the server from its end.
+    stream.set_write_timeout(Some(PATIENCE))?;
     let peer = stream.peer_addr()?.ip().to_canonical();
     let mut more = 0;
     let (mut reader, mut writer) = (BufReader::new(stream), stream);
