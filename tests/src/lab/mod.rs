@@ -27,7 +27,7 @@ pub use cgroup::Cgroup;
 pub use cluster::{Cluster, NODE_ADDRESSES, Node, SERVICE_ADDRESSES};
 pub use containerd::{Container, Containerd};
 pub use frames::{Frames, send_ip};
-pub use load::{Datagrams, Load, LongLived, Tally, failure, get, get_bound, udp_ask};
+pub use load::{Datagrams, Load, LongLived, Tally, failure, get, get_bound, get_from, udp_ask};
 pub use netns::Netns;
 pub use objects::{Endpoint, object, slice};
 pub use pod::{Pod, operate};

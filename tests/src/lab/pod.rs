@@ -20,6 +20,8 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     socket: std::path::PathBuf,
     state: std::path::PathBuf,
+    /// What the runtime asks for by capabilities, in each call.
+    runtime: Value,
     /// What ADD answered, which CHECK and DEL get back.
     result: Option<Value>,
 }
@@ -38,12 +40,25 @@ impl Pod {
     /// # Errors
     /// The plugin says why; the namespace is gone then.
     pub fn add_to(agent: &Agent, name: &str, netns: Netns) -> Result<Self> {
+        Self::add_as(agent, name, netns, json!({}))
+    }
+
+    /// As [`add`](Self::add), with a `runtimeConfig`.
+    ///
+    /// # Errors
+    /// The plugin says why.
+    pub fn add_with(agent: &Agent, name: &str, runtime: Value) -> Result<Self> {
+        Self::add_as(agent, name, Netns::new(name)?, runtime)
+    }
+
+    fn add_as(agent: &Agent, name: &str, netns: Netns, runtime: Value) -> Result<Self> {
         let mut pod = Self {
             name: name.to_owned(),
             netns,
             addresses: Vec::new(),
             socket: agent.socket(),
             state: agent.directory().join("state"),
+            runtime,
             result: None,
         };
         let output = pod.call("ADD")?;
@@ -79,7 +94,7 @@ impl Pod {
     pub fn call(&self, command: &str) -> Result<Output> {
         let mut config = json!({
             "cniVersion": "1.0.0", "name": "portolan", "type": "portolan-cni",
-            "portolan": { "socket": self.socket, "stateDir": self.state },
+            "portolan": { "socket": self.socket, "stateDir": self.state }, "runtimeConfig": self.runtime,
         });
         if let (Some(result), true) = (&self.result, command != "ADD") {
             config["prevResult"] = result.clone();
