@@ -15,6 +15,7 @@ mod netns;
 mod objects;
 mod pod;
 mod process;
+mod random;
 mod router;
 mod shop;
 mod speaker;
@@ -30,8 +31,9 @@ pub use frames::{Frames, send_ip};
 pub use load::{Datagrams, Load, LongLived, Tally, failure, get, get_bound, get_from, udp_ask};
 pub use netns::Netns;
 pub use objects::{Endpoint, object, slice};
-pub use pod::{Pod, operate};
+pub use pod::{Pod, Runtime, operate};
 pub use process::{binary, poll, run};
+pub use random::Random;
 pub use router::{Brand, Neighbor, Router, Way};
 pub use shop::{
     Backend, CLUSTER_ADDRESSES, Condition, NODE_PORT, PORT, Shop, cluster_address, node_address,
