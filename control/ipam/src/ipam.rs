@@ -46,11 +46,11 @@ impl Ipam {
     /// # Errors
     /// [`IpamError::Exhausted`], [`IpamError::PortTaken`], or [`IpamError::Write`], after which a retry or a release is safe.
     pub fn allocate(&self, id: &AttachmentId, meta: Meta, now: SystemTime) -> Result<Addresses, IpamError> {
-        self.engine.allocate(id, meta, &[], seconds(now))
+        Ok(self.engine.allocate(id, meta, &[], seconds(now))?.addresses)
     }
 
     /// As [`allocate`](Self::allocate), with these addresses where the attachment has none yet: one of a family at most, the other
-    /// families' as usual. One that rests after a release is given.
+    /// families' as usual. One that rests after a release is given. Says whether what was given had rested.
     ///
     /// # Errors
     /// Also [`IpamError::NotOurs`] and [`IpamError::AddressTaken`], and if it holds others.
@@ -60,7 +60,7 @@ impl Ipam {
         meta: Meta,
         wanted: &[IpAddr],
         now: SystemTime,
-    ) -> Result<Addresses, IpamError> {
+    ) -> Result<Given, IpamError> {
         self.engine.allocate(id, meta, wanted, seconds(now))
     }
 
@@ -109,13 +109,24 @@ impl Ipam {
         self.engine.available()
     }
 
-    /// Whether changes can be recorded: the last write worked, or one that is tried now does.
+    /// Whether changes can be recorded: writes a little now, and what an earlier write has left undone.
     ///
     /// # Errors
     /// [`IpamError::Write`] says why not and what to do.
     pub fn health(&self) -> Result<(), IpamError> {
-        self.engine.make_writable(&mut self.engine.state())
+        let mut state = self.engine.state();
+        self.engine.make_writable(&mut state)?;
+        state.store.probe().map_err(|source| self.engine.write_error(source))
     }
+}
+
+/// What an attachment got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Given {
+    /// Its addresses.
+    pub addresses: Addresses,
+    /// None of them was in use until a moment ago: whoever remembers the last holder has had time to forget it.
+    pub rested: bool,
 }
 
 /// Why an address could not be given or taken back.
@@ -294,9 +305,9 @@ impl<S: Store> Engine<S> {
         meta: Meta,
         wanted: &[IpAddr],
         now: u64,
-    ) -> Result<Addresses, IpamError> {
+    ) -> Result<Given, IpamError> {
         check_families(wanted)?;
-        let (addresses, seq) = {
+        let (given, seq) = {
             let mut state = self.state();
             self.make_writable(&mut state)?;
             if let Some((port, holder)) = state.ledger.port_holder(id, &meta.host_ports) {
@@ -304,22 +315,22 @@ impl<S: Store> Engine<S> {
                 return Err(IpamError::PortTaken { port, pod: holder.meta.pod(), container });
             }
             let known = state.ledger.get(id).map(|known| (known.addresses, known.meta == meta));
-            let addresses = match known {
+            let given = match known {
                 Some((addresses, _)) => {
                     check_held(&addresses, wanted)?;
-                    addresses
+                    Given { addresses, rested: true }
                 }
                 None if state.rules.pools.is_empty() => return Err(InvalidPool::Empty.into()),
                 None => state.choose(wanted, now)?,
             };
             if !known.is_some_and(|(_, same)| same) {
-                let allocation = Allocation { id: id.clone(), addresses, meta };
+                let allocation = Allocation { id: id.clone(), addresses: given.addresses, meta };
                 self.append(&mut state, vec![Op::Allocate(Box::new(allocation))])?;
             }
-            (addresses, state.next_seq - 1)
+            (given, state.next_seq - 1)
         };
         self.commit(seq)?;
-        Ok(addresses)
+        Ok(given)
     }
 
     pub(crate) fn release(
@@ -451,7 +462,7 @@ impl<S: Store> Engine<S> {
 
 impl<S> State<S> {
     /// One address of each configured family. They are not held yet.
-    fn choose(&mut self, wanted: &[IpAddr], now: u64) -> Result<Addresses, IpamError> {
+    fn choose(&mut self, wanted: &[IpAddr], now: u64) -> Result<Given, IpamError> {
         self.ledger.wake(now, self.rules.quarantine);
         let mut addresses = Addresses { v4: None, v6: None };
         for is_ipv4 in [true, false] {
@@ -471,7 +482,8 @@ impl<S> State<S> {
                 Err(_) => return Err(InvalidPool::TooLarge { cidr }.into()),
             }
         }
-        Ok(addresses)
+        let rested = !addresses.iter().any(|address| self.ledger.is_resting(address));
+        Ok(Given { addresses, rested })
     }
 
     /// An address that was asked for, and its podCIDR.

@@ -99,6 +99,11 @@ impl Ledger {
         self.live.values()
     }
 
+    /// Whether an address rests after its release.
+    pub(crate) fn is_resting(&self, address: IpAddr) -> bool {
+        self.resting.iter().any(|(other, _)| *other == address)
+    }
+
     /// Who holds an address.
     pub(crate) fn holder(&self, address: IpAddr) -> Option<&Allocation> {
         self.live.get(self.held.get(&address)?)

@@ -19,6 +19,6 @@ mod store;
 pub use attachment::{AttachmentId, CONTAINER_ID_MAX, InvalidAttachment};
 pub use durable::{remove_file, replace_file};
 pub use host_port::{HostPort, Transport};
-pub use ipam::{Ipam, IpamError};
+pub use ipam::{Given, Ipam, IpamError};
 pub use ledger::{Addresses, Allocation, Meta};
 pub use pool::{Availability, DEFAULT_QUARANTINE, InvalidPool, Settings};

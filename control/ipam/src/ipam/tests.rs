@@ -97,6 +97,13 @@ impl Store for FaultyStore {
         }
     }
 
+    fn probe(&self) -> io::Result<()> {
+        match self.0.lock().unwrap().fault {
+            Some(Fault::Append) => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        }
+    }
+
     fn flusher(&self) -> Self {
         self.clone()
     }
@@ -126,7 +133,7 @@ fn open(store: &FaultyStore, cidrs: &[&str]) -> Engine<FaultyStore> {
 }
 
 fn allocate<S: Store>(engine: &Engine<S>, n: u8, now: u64) -> Result<Vec<String>, IpamError> {
-    let addresses = engine.allocate(&id(n), Meta::default(), &[], now)?;
+    let addresses = engine.allocate(&id(n), Meta::default(), &[], now)?.addresses;
     Ok(addresses.networks().map(|net| net.to_string()).collect())
 }
 
@@ -185,7 +192,7 @@ fn run(engine: &Engine<FaultyStore>, step: &Step, now: u64, promises: &mut Promi
             let answer = engine.allocate(&id(*n), Meta::default(), &[], now);
             let exhausted = matches!(answer, Err(IpamError::Exhausted { .. }));
             if !exhausted {
-                promises.0.insert(*n, answer.ok().map(Some));
+                promises.0.insert(*n, answer.ok().map(|given| Some(given.addresses)));
             }
         }
         Step::Release(n) => {
@@ -440,7 +447,7 @@ fn an_address_that_is_asked_for_is_given_if_it_is_free_and_ours() {
     let engine = open(&FaultyStore::default(), &["10.0.0.0/29", "fd00::/120"]);
     let ask = |n: u8, wanted: &[&str]| {
         let wanted: Vec<IpAddr> = wanted.iter().map(|ip| ip.parse().unwrap()).collect();
-        let given = engine.allocate(&id(n), with_ports(&[]), &wanted, 0)?;
+        let given = engine.allocate(&id(n), with_ports(&[]), &wanted, 0)?.addresses;
         Ok::<Vec<String>, IpamError>(given.networks().map(|net| net.to_string()).collect())
     };
     assert_eq!(ask(1, &["10.0.0.5"]).unwrap(), ["10.0.0.5/29", "fd00::1/120"]);
@@ -464,4 +471,8 @@ fn an_address_that_is_asked_for_is_given_if_it_is_free_and_ours() {
     assert_eq!(engine.available()[0].used, 2, "what was refused holds nothing");
     release(&engine, 1, 0).unwrap();
     assert_eq!(ask(3, &["10.0.0.5"]).unwrap(), ["10.0.0.5/29", "fd00::78/120"], "one that rests");
+    release(&engine, 3, 0).unwrap();
+    let rested =
+        |n: u8, wanted: &[IpAddr]| engine.allocate(&id(n), with_ports(&[]), wanted, 0).unwrap().rested;
+    assert!(rested(4, &[]) && !rested(5, &["10.0.0.5".parse().unwrap()]), "and that is told");
 }

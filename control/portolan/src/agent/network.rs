@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use ipnetwork::IpNetwork;
 use portolan_abi::{Endpoint, GATEWAY_MAC, endpoint_flag};
-use portolan_apply::Difference;
+use portolan_apply::{Difference, Stale};
 use portolan_cni::server::{DelRequest, PodNetwork, PodRequest};
 use portolan_cni::spec::{Mac, PodAddress, Route};
 use portolan_cni::{Attached, AttachmentId, CniError, Code};
@@ -507,6 +507,13 @@ impl Network {
         })
     }
 
+    /// Removes the flows of pods that are gone now: an address of theirs is used again before the usual collection has come
+    /// by. What is left would lead to the old pod's interface.
+    fn forget_flows(&self) -> Result<(), MapError> {
+        let collect = || portolan_apply::collect(&self.tables, &Stale::default(), portolan_apply::ticks());
+        tokio::task::block_in_place(collect).map(drop)
+    }
+
     /// Makes what an allocation stands for.
     async fn make(&self, request: &PodRequest, allocation: &Allocation) -> Result<Attached, CniError> {
         let spec = self.spec(request, allocation)?;
@@ -546,11 +553,15 @@ impl PodNetwork for Network {
         let meta = self.meta(&request)?;
         host_ports::check(&self.shared.core(), &self.sketch(id, &meta))?;
         let wanted: Vec<IpAddr> = request.runtime.ips.iter().map(IpNetwork::ip).collect();
-        let addresses =
+        let given =
             tokio::task::block_in_place(|| ipam.allocate_these(id, meta.clone(), &wanted, SystemTime::now()))
                 .map_err(|err| allocation_failed(&err))?;
-        let allocation = Allocation { id: id.clone(), addresses, meta };
-        let result = self.make(&request, &allocation).await;
+        let allocation = Allocation { id: id.clone(), addresses: given.addresses, meta };
+        let fresh = if given.rested { Ok(()) } else { self.forget_flows() };
+        let result = match fresh {
+            Ok(()) => self.make(&request, &allocation).await,
+            Err(err) => Err(failed("removing flows of the address's last pod", &err)),
+        };
         if let Err(err) = &result {
             self.undo(before, &allocation, err.code).await;
         }
