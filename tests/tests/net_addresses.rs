@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portolan_tests::lab::{
-    Agent, AgentOptions, Cluster, Netns, Pod, UdpEcho, WebServer, get, operate, poll, run, udp_ask,
+    Agent, AgentOptions, Cluster, Netns, Pod, Runtime, UdpEcho, WebServer, get, poll, run, udp_ask,
 };
 use serde_json::{Value, json};
 
@@ -30,7 +30,12 @@ fn refused(pod: Result<Pod>) -> Result<(u64, String)> {
 }
 
 fn status(agent: &Agent) -> Result<Option<(u64, String)>> {
-    let output = operate(agent, "STATUS", &json!({}))?;
+    status_of(&Runtime::of(agent))
+}
+
+/// Code and text of STATUS; `None`: an ADD would work.
+fn status_of(runtime: &Runtime) -> Result<Option<(u64, String)>> {
+    let output = runtime.operate("STATUS", &json!({}))?;
     if output.status.success() {
         return Ok(None);
     }
@@ -283,5 +288,60 @@ fn an_address_that_is_used_again_at_once_leads_to_its_new_pod_and_no_old_connect
         let answer = sent.and_then(|()| stream.read(&mut [0; 512]));
         ensure!(answer.as_ref().map_or(true, |len| *len == 0), "an old connection was answered: {answer:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_node_without_podcidrs_takes_no_pod_and_other_podcidrs_leave_its_pods_alone() -> Result<()> {
+    let cluster = Cluster::new()?;
+    cluster.write_example("nodes.yaml")?;
+    let text = std::fs::read_to_string(cluster.objects().join("nodes.yaml"))?;
+    let cidrs = "[10.244.1.0/24, \"fd00:10:244:1::/64\"]";
+    ensure!(text.contains(cidrs), "{text}");
+    let publish = |cidrs_now: &str| cluster.write("nodes.yaml", &text.replace(cidrs, cidrs_now));
+    let mut agents = cluster.start_agents(&AgentOptions::default())?;
+    let runtime = Runtime::of(&agents[0]);
+    agents[0].kill()?;
+    ensure!(status_of(&runtime)?.is_some_and(|(code, text)| code == 50 && text.contains("not running")));
+    publish("[]")?;
+    std::thread::scope(|scope| -> Result<()> {
+        // It is not ready before it has podCIDRs.
+        let starting = scope.spawn(|| agents[0].restart());
+        let asked = || status_of(&runtime).ok()?.filter(|(_, text)| text.contains("no podCIDR yet"));
+        let said = poll(Duration::from_secs(20), "STATUS says that there is no podCIDR", asked);
+        let netns = Netns::new("early")?;
+        let early = runtime.call("ADD", ("early", &netns.path(), "early"), &json!({}))?;
+        publish(cidrs)?;
+        starting.join().map_err(|_| anyhow::anyhow!("starting panicked"))??;
+        assert_eq!(said?.0, 50);
+        let text = String::from_utf8(early.stdout)?;
+        ensure!(text.contains("\"code\":11") && text.contains("spec.podCIDRs"), "{text}");
+        Ok(())
+    })?;
+    assert_eq!(status(&agents[0])?, None);
+    let first = Pod::add(&agents[0], "first")?;
+    let _web = WebServer::start(&first.netns, 8080, "first")?;
+    // Nonsense is refused: what was goes on.
+    publish("[10.244.1.0/24, 10.244.1.128/25]")?;
+    let warned = || {
+        let said = agents[0].view_command("status").ok()?.output().ok()?.stdout;
+        String::from_utf8_lossy(&said).contains("at most one prefix of each family").then_some(())
+    };
+    poll(Duration::from_secs(10), "status says what is wrong", warned)?;
+    let second = Pod::add(&agents[0], "second")?;
+    publish("[10.244.7.0/24, \"fd00:10:244:7::/64\"]")?;
+    let elsewhere = |pod: &Pod| pod.address(false).to_string().starts_with("10.244.7.");
+    let third = poll(Duration::from_secs(10), "pods get addresses of the new podCIDR", || {
+        Pod::add(&agents[0], "third").ok().filter(elsewhere)
+    })?;
+    ensure!(!elsewhere(&first) && !elsewhere(&second), "who was there keeps what it had");
+    for v6 in FAMILIES {
+        for client in [&second, &third] {
+            assert_eq!(get(&client.netns, SocketAddr::new(first.address(v6), 8080))?.0, "first");
+        }
+    }
+    agents[0].view("audit")?;
+    drop((first, second, third));
+    assert_eq!(names(&agents[0])?, BTreeSet::new());
     Ok(())
 }

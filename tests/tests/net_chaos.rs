@@ -338,3 +338,34 @@ fn all_pods_of_a_booting_node_start_though_the_agent_restarts_and_a_reboot_leave
     slot.check(&runtime)?;
     slot.del(&runtime, &held)
 }
+
+#[test]
+fn a_namespace_that_is_deleted_while_its_pod_is_added_leaves_nothing() -> Result<()> {
+    let (cluster, agents) = open()?;
+    let before = agents[0].footprint()?;
+    let (mut random, runtime) = (Random::new(), Runtime::of(&agents[0]));
+    let mut failed = 0;
+    for round in 0..40 {
+        let netns = Netns::new("doomed")?;
+        let (id, path) = (format!("d{round}"), netns.path());
+        let pause = Duration::from_micros(random.below(6_000));
+        let output = std::thread::scope(|scope| {
+            let add = scope.spawn(|| runtime.call("ADD", (&id, &path, &id), &json!({})));
+            std::thread::sleep(pause);
+            drop(netns);
+            add.join().map_err(|_| anyhow::anyhow!("the runtime panicked"))?
+        })?;
+        if !output.status.success() {
+            failed += 1;
+            let answer: Value =
+                serde_json::from_slice(&output.stdout).context("reading the plugin's answer")?;
+            // Gone before it was opened, or while the interface was made.
+            ensure!(answer["code"] == 4 || answer["code"] == 5, "{answer}");
+            ensure!(!records(&agents[0])?.contains_key(&id), "{id} holds something");
+        }
+        let output = runtime.call("DEL", (&id, &path, &id), &json!({}))?;
+        ensure!(output.status.success(), "DEL: {}", String::from_utf8_lossy(&output.stdout));
+    }
+    println!("{failed} of 40 failed");
+    empty(&agents[0], &cluster.nodes[0].netns, &before)
+}

@@ -129,6 +129,14 @@ impl Runtime {
         feed(&mut plugin, &self.config("1.0.0", extra))
     }
 
+    /// Calls the plugin for no pod, as [`operate`].
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn operate(&self, command: &str, extra: &Value) -> Result<Output> {
+        feed(&mut plugin(command)?, &self.config("1.1.0", extra))
+    }
+
     fn config(&self, version: &str, extra: &Value) -> Value {
         let mut config = json!({
             "cniVersion": version, "name": "portolan", "type": "portolan-cni",
@@ -154,7 +162,7 @@ impl Drop for Pod {
 /// # Errors
 /// It cannot be started.
 pub fn operate(agent: &Agent, command: &str, extra: &Value) -> Result<Output> {
-    feed(&mut plugin(command)?, &Runtime::of(agent).config("1.1.0", extra))
+    Runtime::of(agent).operate(command, extra)
 }
 
 /// The plugin, as a runtime calls it.
