@@ -17,7 +17,7 @@ use portolan_core::{V4, V6};
 use portolan_ipam::{Addresses, Allocation, HostPort, Ipam, IpamError, Meta};
 use portolan_model::ServiceKey;
 use portolan_node::attach::Interface;
-use portolan_node::link::{self, CreateError, Links, Netns, PodLinkSpec};
+use portolan_node::link::{self, CreateError, Links, Netns, PodLinkSpec, Rate};
 use portolan_node::maps::NodeFamily;
 use portolan_node::{AttachError, MapError, Tables};
 
@@ -386,6 +386,8 @@ impl Network {
         let netns = request.netns.as_fd().try_clone_to_owned().map_err(|err| {
             CniError::new(Code::Io, "keeping the pod's network namespace open").with_details(err.to_string())
         })?;
+        let limits = request.runtime.bandwidth.unwrap_or_default();
+        let rate = |bits, burst| (bits > 0).then_some(Rate { bits, burst });
         Ok(PodLinkSpec {
             host_name: request.attachment.host_ifname(),
             pod_ifname: request.attachment.ifname().to_owned(),
@@ -394,6 +396,8 @@ impl Network {
             addresses: held.addresses.iter().collect(),
             mac: mac_of(held),
             mtu: self.mtu.load(Ordering::Relaxed),
+            egress: rate(limits.egress_rate, limits.egress_burst),
+            ingress: rate(limits.ingress_rate, limits.ingress_burst),
         })
     }
 
