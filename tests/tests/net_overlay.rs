@@ -162,7 +162,7 @@ fn the_mode_changes_under_running_pods_and_their_connections() -> Result<()> {
             agent.kill()?;
             agent.restart_with("--routing-mode", mode)?;
         }
-        echo(mode[..4].as_bytes().try_into()?)?;
+        echo(mode.as_bytes()[..4].try_into()?)?;
         for v6 in FAMILIES {
             assert_eq!(get(&shop.client.netns, cluster_address(v6))?.0, "b0", "{mode}");
         }

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use portolan_tests::lab::{
-    Agent, AgentOptions, Condition, Datagrams, Load, LongLived, Netns, Pod, Shop, Tally, balances_sockets,
-    cluster_address, get, node_address, poll, public_address, run, udp_ask,
+    Agent, AgentOptions, Condition, Datagrams, Load, LongLived, Netns, Pod, Random, Shop, Tally,
+    balances_sockets, cluster_address, get, node_address, poll, public_address, run, udp_ask,
 };
 use serde_json::Value;
 
@@ -79,34 +79,13 @@ fn serve_for_a_while(shop: &Shop) -> Result<()> {
     Ok(())
 }
 
-/// What of a node depends on objects and pods: keys of frontends, endpoints, links, and how full tables are.
-fn footprint(agent: &Agent) -> Result<Vec<String>> {
-    let mut lines = Vec::new();
-    for table in ["FRONTENDS_V4", "FRONTENDS_V6", "ENDPOINTS_V4", "ENDPOINTS_V6"] {
-        let pin = agent.pins().join(table);
-        let text = run(Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(pin))?;
-        let entries: Vec<Value> = serde_json::from_str(&text).with_context(|| text.clone())?;
-        // Which index a service has is of no importance; which interface an endpoint has is.
-        let part = if table.starts_with("FRONTENDS") { "/key" } else { "" };
-        lines.extend(entries.iter().filter_map(|it| Some(format!("{table} {}", it.pointer(part)?))));
-    }
-    // By clsact there are none.
-    let links = std::fs::read_dir(agent.pins().join("links")).into_iter().flatten();
-    lines.extend(links.flatten().map(|link| format!("link {}", link.file_name().display())));
-    let status: Value = serde_json::from_str(&agent.view("status -o json")?)?;
-    lines.push(format!("tables {}", status["tables"]));
-    lines.push(format!("warnings {}", status["warnings"]));
-    lines.sort();
-    Ok(lines)
-}
-
 #[test]
 fn killing_both_agents_and_starting_them_again_breaks_nothing() -> Result<()> {
     for arguments in [vec![], vec!["--force-clsact".to_owned()]] {
         let options = AgentOptions { arguments, ..AgentOptions::default() };
         let mut shop = Shop::open_with(&[0, 1], &options)?;
         let clients = Clients::start(&shop)?;
-        let before = footprint(&shop.agents[0])?;
+        let before = shop.agents[0].footprint()?;
         for agent in 0..2 {
             shop.agents[agent].kill()?;
         }
@@ -116,7 +95,7 @@ fn killing_both_agents_and_starting_them_again_breaks_nothing() -> Result<()> {
         }
         serve_for_a_while(&shop).context("with new agents")?;
         clients.finish()?;
-        assert_eq!(footprint(&shop.agents[0])?, before);
+        assert_eq!(shop.agents[0].footprint()?, before);
     }
     Ok(())
 }
@@ -141,36 +120,21 @@ fn an_agent_that_is_stopped_leaves_the_data_plane_as_it_is() -> Result<()> {
     clients.finish().map(drop)
 }
 
-/// Pseudo-random numbers; their seed is printed, and can be set to repeat a run.
-fn random() -> impl FnMut(u64) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.subsec_nanos());
-    let seed = std::env::var("PORTOLAN_SEED").ok().and_then(|text| text.parse().ok());
-    let mut state: u64 = seed.unwrap_or_else(|| u64::from(now) | 1);
-    println!("PORTOLAN_SEED={state}");
-    // Marsaglia, "Xorshift RNGs", 2003.
-    move |below| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state % below
-    }
-}
-
 #[test]
 fn an_agent_killed_at_any_moment_of_its_start_leaves_a_working_node() -> Result<()> {
     let mut shop = Shop::open(&[0, 1])?;
     let clients = Clients::start(&shop)?;
-    let before = footprint(&shop.agents[0])?;
-    let mut random = random();
+    let before = shop.agents[0].footprint()?;
+    let mut random = Random::new();
     for round in 0..10 {
         shop.agents[0].kill()?;
         // A start takes about half a second.
-        let moment = Duration::from_millis(random(700));
+        let moment = Duration::from_millis(random.below(700));
         shop.agents[0].start_and_kill(moment)?;
         get(&shop.client.netns, cluster_address(round % 2 == 0)).with_context(|| format!("{moment:?}"))?;
     }
     shop.agents[0].restart()?;
-    assert_eq!(footprint(&shop.agents[0])?, before);
+    assert_eq!(shop.agents[0].footprint()?, before);
     serve_for_a_while(&shop)?;
     clients.finish().map(drop)
 }
@@ -178,7 +142,7 @@ fn an_agent_killed_at_any_moment_of_its_start_leaves_a_working_node() -> Result<
 #[test]
 fn what_changed_while_no_agent_ran_is_in_effect_after_the_start() -> Result<()> {
     let mut shop = Shop::open(&[0, 1])?;
-    let before = footprint(&shop.agents[0])?;
+    let before = shop.agents[0].footprint()?;
     let doomed = Pod::add(&shop.agents[0], "doomed")?;
     shop.cluster.write(
         "other.yaml",
@@ -189,7 +153,7 @@ fn what_changed_while_no_agent_ran_is_in_effect_after_the_start() -> Result<()> 
     let to = "10.96.0.77:80".parse()?;
     let refused = || udp_ask(&shop.client.netns, to).is_err_and(|it| it.to_string().contains("refused"));
     poll(Duration::from_secs(3), "the other service is there", || refused().then_some(()))?;
-    ensure!(footprint(&shop.agents[0])?.len() >= before.len() + 6, "pod, service and uplink are there");
+    ensure!(shop.agents[0].footprint()?.len() >= before.len() + 6, "pod, service and uplink are there");
     for agent in &mut shop.agents {
         agent.kill()?;
     }
@@ -208,7 +172,7 @@ fn what_changed_while_no_agent_ran_is_in_effect_after_the_start() -> Result<()> 
     }
     shop.publish(|_| Some(Condition::Ready))?;
     shop.wait_for_backends(2)?;
-    assert_eq!(footprint(&shop.agents[0])?, before, "nothing of pod, service and uplink is left");
+    assert_eq!(shop.agents[0].footprint()?, before, "nothing of pod, service and uplink is left");
     Ok(())
 }
 
@@ -394,7 +358,7 @@ fn a_restart_keeps_every_table_and_every_link() -> Result<()> {
 fn a_table_that_is_lost_or_of_another_shape_is_told_of_and_traffic_goes_on() -> Result<()> {
     let mut shop = Shop::open(&[0, 1])?;
     let clients = Clients::start(&shop)?;
-    let before = footprint(&shop.agents[0])?;
+    let before = shop.agents[0].footprint()?;
     let table = shop.agents[0].pins().join("SERVICES_ALL");
     shop.agents[0].kill()?;
     std::fs::remove_file(&table)?;
@@ -411,7 +375,7 @@ fn a_table_that_is_lost_or_of_another_shape_is_told_of_and_traffic_goes_on() -> 
     std::fs::remove_file(&table)?;
     shop.agents[0].restart()?;
     serve_for_a_while(&shop).context("with a table that was lost")?;
-    assert_eq!(footprint(&shop.agents[0])?, before);
+    assert_eq!(shop.agents[0].footprint()?, before);
     Ok(())
 }
 

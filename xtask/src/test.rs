@@ -56,9 +56,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Suites that run a second time with every agent balancing sockets: services must not differ.
-const WITH_SOCKETS: [&str; 11] = [
+const WITH_SOCKETS: [&str; 12] = [
     "net_departed",
     "net_endpoints",
+    "net_hostport",
     "net_lifecycle",
     "net_matrix",
     "net_mtu",

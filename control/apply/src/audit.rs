@@ -14,7 +14,7 @@ use portolan_core::{Address, V4, V6};
 use portolan_model::{Family, Protocol, ServiceKey};
 use portolan_node::maps::NodeFamily;
 use portolan_node::{FamilyTables, MapError, Tables};
-use portolan_plan::{BackendAddr, NodePlan, ServicePlan, ServicePort, maglev};
+use portolan_plan::{BackendAddr, NodePlan, Scope, ServicePlan, ServicePort, maglev};
 
 use crate::family::{frontend_flags, service_flags};
 use crate::realms;
@@ -153,7 +153,7 @@ fn want(port: &ServicePort, desired: &mut Desired) {
             broken: Vec::new(),
         };
         desired.places.insert((frontend.addr.unwrap_or(any), frontend.port, protocol), behind);
-        if let Some(addr) = frontend.addr {
+        if let Some(addr) = frontend.addr.filter(|_| frontend.scope != Scope::HostPort) {
             let mark = desired.places.entry((addr, 0, 0)).or_default();
             let answered = mark.flags & frontend_flag::ANSWERS != 0;
             let restricted = frontend_flags(port, frontend) & frontend_flag::SOURCES;

@@ -161,9 +161,13 @@ where
         }
     }
 
-    /// Counts the addresses of a service's port in (`by` 1) or out (-1).
+    /// Counts the addresses of a service's port in (`by` 1) or out (-1). The node's own stay the node's: its other ports
+    /// are its stack's to answer.
     pub(crate) fn count_vips(&mut self, port: &ServicePort, service: u32, by: i32) {
         for frontend in &port.frontends {
+            if frontend.scope == Scope::HostPort {
+                continue;
+            }
             let Some(addr) = frontend.addr.and_then(F::of) else { continue };
             let vip = self.vips.entry(addr).or_default();
             vip.frontends = vip.frontends.saturating_add_signed(by);

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use foldhash::fast::RandomState;
-use portolan_abi::exit;
+use portolan_abi::{Flow, exit};
 use portolan_core::conntrack::{DEPARTURE, is_expired};
 use portolan_node::maps::{NodeFamily, Visit};
 use portolan_node::{FamilyTables, MapError, Tables};
@@ -84,9 +84,7 @@ fn collect_family<F: NodeFamily>(
                 found.reset += 1;
                 return Visit::Mark(DEPARTURE);
             }
-            None if flow.exit == exit::POD && !pods.contains(&flow.ifindex) => {
-                maybe_orphans.push((*key, *flow))
-            }
+            None if is_orphan(flow, &pods) => maybe_orphans.push((*key, *flow)),
             None => {}
         }
         Visit::Keep
@@ -97,11 +95,18 @@ fn collect_family<F: NodeFamily>(
     // A pod that came while the flows were listed is in a second list of pods.
     if !maybe_orphans.is_empty() {
         let pods = self::pods(family)?;
-        for (key, flow) in maybe_orphans.iter().filter(|(_, flow)| !pods.contains(&flow.ifindex)) {
+        for (key, flow) in maybe_orphans.iter().filter(|(_, flow)| is_orphan(flow, &pods)) {
             found.stale += usize::from(family.flows.remove_unchanged(key, flow)?);
         }
     }
     Ok(found)
+}
+
+/// Whether a flow is from or to a pod that is gone. Also from: the entry of the way back is made anew from this one, and
+/// would lead there.
+fn is_orphan<A>(flow: &Flow<A>, pods: &HashSet<u32, RandomState>) -> bool {
+    let is_gone = |kind, ifindex| kind == exit::POD && !pods.contains(&ifindex);
+    is_gone(flow.exit, flow.ifindex) || is_gone(flow.from, flow.from_ifindex)
 }
 
 /// Interfaces of the pods there are.

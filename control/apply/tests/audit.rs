@@ -64,7 +64,19 @@ fn services() -> Services {
         };
         (key, Arc::new(ServicePlan { ports: vec![port] }))
     };
-    (1..=4).map(service).collect()
+    (1..=4).map(service).chain([host_port()]).collect()
+}
+
+/// A port of one of the node's addresses, which stays the node's, and of loopback.
+fn host_port() -> (ServiceKey, Arc<ServicePlan>) {
+    let key = ServiceKey::new("shop", "hostport:web");
+    let at = |addr| FrontendAddr { addr: Some(addr), port: 8088, scope: Scope::HostPort };
+    let port = ServicePort {
+        frontends: vec![at(IpAddr::from([127, 0, 0, 1])), at(SECOND)],
+        cluster: vec![BackendAddr { addr: IpAddr::from([10, 244, 1, 9]), port: 8080, local: true }],
+        ..support::port(key.clone(), "8088", Protocol::Tcp)
+    };
+    (key, Arc::new(ServicePlan { ports: vec![port] }))
 }
 
 /// Of the node's two addresses one answers NodePorts.

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use ipnetwork::IpNetwork;
 
 use crate::attachment::AttachmentId;
+use crate::host_port::HostPort;
 use crate::ledger::{Addresses, Allocation, Ledger, Meta};
 use crate::pool::{Availability, InvalidPool, Pool, Settings};
 use crate::record::{self, Op, Record, VERSION};
@@ -40,12 +41,27 @@ impl Ipam {
 
     /// Gives the attachment one address of each configured family, or the ones that it has. `meta` replaces what was recorded.
     ///
-    /// On return the addresses are on disk. All families or none.
+    /// On return the addresses are on disk. All families or none. The ports of the node in `meta` are held with them.
     ///
     /// # Errors
-    /// [`IpamError::Exhausted`], or [`IpamError::Write`], after which a retry or a release is safe.
+    /// [`IpamError::Exhausted`], [`IpamError::PortTaken`], or [`IpamError::Write`], after which a retry or a release is safe.
     pub fn allocate(&self, id: &AttachmentId, meta: Meta, now: SystemTime) -> Result<Addresses, IpamError> {
-        self.engine.allocate(id, meta, seconds(now))
+        Ok(self.engine.allocate(id, meta, &[], seconds(now))?.addresses)
+    }
+
+    /// As [`allocate`](Self::allocate), with these addresses where the attachment has none yet: one of a family at most, the other
+    /// families' as usual. One that rests after a release is given. Says whether what was given had rested.
+    ///
+    /// # Errors
+    /// Also [`IpamError::NotOurs`] and [`IpamError::AddressTaken`], and if it holds others.
+    pub fn allocate_these(
+        &self,
+        id: &AttachmentId,
+        meta: Meta,
+        wanted: &[IpAddr],
+        now: SystemTime,
+    ) -> Result<Given, IpamError> {
+        self.engine.allocate(id, meta, wanted, seconds(now))
     }
 
     /// Takes the attachment's addresses back. On return this is on disk. `None`: it had none, which is no error.
@@ -93,13 +109,24 @@ impl Ipam {
         self.engine.available()
     }
 
-    /// Whether changes can be recorded: the last write worked, or one that is tried now does.
+    /// Whether changes can be recorded: writes a little now, and what an earlier write has left undone.
     ///
     /// # Errors
     /// [`IpamError::Write`] says why not and what to do.
     pub fn health(&self) -> Result<(), IpamError> {
-        self.engine.make_writable(&mut self.engine.state())
+        let mut state = self.engine.state();
+        self.engine.make_writable(&mut state)?;
+        state.store.probe().map_err(|source| self.engine.write_error(source))
     }
+}
+
+/// What an attachment got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Given {
+    /// Its addresses.
+    pub addresses: Addresses,
+    /// None of them was in use until a moment ago: whoever remembers the last holder has had time to forget it.
+    pub rested: bool,
 }
 
 /// Why an address could not be given or taken back.
@@ -115,6 +142,54 @@ pub enum IpamError {
         cidrs: String,
         /// How many of their addresses attachments hold.
         used: u128,
+    },
+    /// An address that was asked for is none that this node gives.
+    #[error(
+        "{address} is not an address that this node gives to pods: ask for one of {cidrs} that is not reserved"
+    )]
+    NotOurs {
+        /// What was asked for.
+        address: IpAddr,
+        /// The podCIDRs.
+        cidrs: String,
+    },
+    /// An address that was asked for is in use.
+    #[error("{address} is held by pod {pod} (container {container}): delete that pod, or ask for another")]
+    AddressTaken {
+        /// What was asked for.
+        address: IpAddr,
+        /// The holder's pod.
+        pod: String,
+        /// The holder's container.
+        container: String,
+    },
+    /// The attachment holds other addresses than are asked for.
+    #[error("the container has {held} already and not {address}: delete it first")]
+    OtherAddress {
+        /// What was asked for.
+        address: IpAddr,
+        /// What it holds.
+        held: String,
+    },
+    /// Two addresses of one family were asked for.
+    #[error("{one} and {other} are of one family, in which a pod has one address: ask for one of them")]
+    TwoOfFamily {
+        /// The first.
+        one: IpAddr,
+        /// The second.
+        other: IpAddr,
+    },
+    /// Another attachment has a port of the node that this one wants.
+    #[error(
+        "host port {port} is taken by pod {pod} (container {container}): delete that pod, or give one of them another hostPort, protocol or hostIP"
+    )]
+    PortTaken {
+        /// The port as its holder has it.
+        port: HostPort,
+        /// The holder's pod.
+        pod: String,
+        /// The holder's container.
+        container: String,
     },
     /// The change could not be put on disk; it is not in force.
     #[error(
@@ -224,24 +299,38 @@ impl<S: Store> Engine<S> {
         Ok(engine)
     }
 
-    pub(crate) fn allocate(&self, id: &AttachmentId, meta: Meta, now: u64) -> Result<Addresses, IpamError> {
-        let (addresses, seq) = {
+    pub(crate) fn allocate(
+        &self,
+        id: &AttachmentId,
+        meta: Meta,
+        wanted: &[IpAddr],
+        now: u64,
+    ) -> Result<Given, IpamError> {
+        check_families(wanted)?;
+        let (given, seq) = {
             let mut state = self.state();
             self.make_writable(&mut state)?;
+            if let Some((port, holder)) = state.ledger.port_holder(id, &meta.host_ports) {
+                let container = holder.id.container().to_owned();
+                return Err(IpamError::PortTaken { port, pod: holder.meta.pod(), container });
+            }
             let known = state.ledger.get(id).map(|known| (known.addresses, known.meta == meta));
-            let addresses = match known {
-                Some((addresses, _)) => addresses,
+            let given = match known {
+                Some((addresses, _)) => {
+                    check_held(&addresses, wanted)?;
+                    Given { addresses, rested: true }
+                }
                 None if state.rules.pools.is_empty() => return Err(InvalidPool::Empty.into()),
-                None => state.choose(now)?,
+                None => state.choose(wanted, now)?,
             };
             if !known.is_some_and(|(_, same)| same) {
-                let allocation = Allocation { id: id.clone(), addresses, meta };
-                self.append(&mut state, vec![Op::Allocate(allocation)])?;
+                let allocation = Allocation { id: id.clone(), addresses: given.addresses, meta };
+                self.append(&mut state, vec![Op::Allocate(Box::new(allocation))])?;
             }
-            (addresses, state.next_seq - 1)
+            (given, state.next_seq - 1)
         };
         self.commit(seq)?;
-        Ok(addresses)
+        Ok(given)
     }
 
     pub(crate) fn release(
@@ -373,30 +462,72 @@ impl<S: Store> Engine<S> {
 
 impl<S> State<S> {
     /// One address of each configured family. They are not held yet.
-    fn choose(&mut self, now: u64) -> Result<Addresses, IpamError> {
+    fn choose(&mut self, wanted: &[IpAddr], now: u64) -> Result<Given, IpamError> {
         self.ledger.wake(now, self.rules.quarantine);
         let mut addresses = Addresses { v4: None, v6: None };
         for is_ipv4 in [true, false] {
             let pools: Vec<&Pool> =
                 self.rules.pools.iter().filter(|pool| pool.is_ipv4() == is_ipv4).collect();
-            if pools.is_empty() {
-                continue;
-            }
-            let (address, cidr) =
-                self.ledger.pick(&pools, &self.rules.reserved).ok_or_else(|| self.exhausted(&pools))?;
+            let wanted = wanted.iter().find(|address| address.is_ipv4() == is_ipv4);
+            let (address, cidr) = match wanted {
+                Some(address) => self.take(&pools, *address)?,
+                None if pools.is_empty() => continue,
+                None => {
+                    self.ledger.pick(&pools, &self.rules.reserved).ok_or_else(|| self.exhausted(&pools))?
+                }
+            };
             match IpNetwork::new(address, cidr.prefix()) {
                 Ok(IpNetwork::V4(net)) => addresses.v4 = Some(net),
                 Ok(IpNetwork::V6(net)) => addresses.v6 = Some(net),
                 Err(_) => return Err(InvalidPool::TooLarge { cidr }.into()),
             }
         }
-        Ok(addresses)
+        let rested = !addresses.iter().any(|address| self.ledger.is_resting(address));
+        Ok(Given { addresses, rested })
+    }
+
+    /// An address that was asked for, and its podCIDR.
+    fn take(&self, pools: &[&Pool], address: IpAddr) -> Result<(IpAddr, IpNetwork), IpamError> {
+        let pool = pools.iter().find(|pool| pool.contains(address));
+        let Some(pool) = pool.filter(|_| !self.rules.reserved.contains(&address)) else {
+            return Err(IpamError::NotOurs { address, cidrs: cidrs(pools) });
+        };
+        match self.ledger.holder(address) {
+            None => Ok((address, pool.cidr())),
+            Some(holder) => {
+                let (pod, container) = (holder.meta.pod(), holder.id.container().to_owned());
+                Err(IpamError::AddressTaken { address, pod, container })
+            }
+        }
     }
 
     fn exhausted(&self, pools: &[&Pool]) -> IpamError {
         let used = pools.iter().map(|pool| self.ledger.availability(pool, &self.rules.reserved).used).sum();
-        let cidrs: Vec<String> = pools.iter().map(|pool| pool.cidr().to_string()).collect();
-        IpamError::Exhausted { cidrs: cidrs.join(", "), used }
+        IpamError::Exhausted { cidrs: cidrs(pools), used }
+    }
+}
+
+fn cidrs(pools: &[&Pool]) -> String {
+    let cidrs: Vec<String> = pools.iter().map(|pool| pool.cidr().to_string()).collect();
+    if cidrs.is_empty() { "no podCIDR of its family".to_owned() } else { cidrs.join(", ") }
+}
+
+fn check_families(wanted: &[IpAddr]) -> Result<(), IpamError> {
+    for (at, one) in wanted.iter().enumerate() {
+        if let Some(other) = wanted[at + 1..].iter().find(|other| other.is_ipv4() == one.is_ipv4()) {
+            return Err(IpamError::TwoOfFamily { one: *one, other: *other });
+        }
+    }
+    Ok(())
+}
+
+fn check_held(held: &Addresses, wanted: &[IpAddr]) -> Result<(), IpamError> {
+    match wanted.iter().find(|address| !held.iter().any(|held| held == **address)) {
+        None => Ok(()),
+        Some(address) => {
+            let held: Vec<String> = held.iter().map(|held| held.to_string()).collect();
+            Err(IpamError::OtherAddress { address: *address, held: held.join(" and ") })
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
 use crate::attachment::AttachmentId;
+use crate::host_port::HostPort;
 use crate::pool::{Availability, Pool};
 use crate::record::{Op, VERSION};
 
@@ -28,6 +29,19 @@ pub struct Meta {
     pub host_ifname: String,
     /// MAC address of the pod's end, `02:…` text form.
     pub mac: String,
+    /// Ports of the node that lead to the pod.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
+}
+
+impl Meta {
+    /// `namespace/name` of the pod, as far as the runtime said.
+    pub fn pod(&self) -> String {
+        match (&*self.pod_namespace, &*self.pod_name) {
+            ("", name) => name.to_owned(),
+            (namespace, name) => format!("{namespace}/{name}"),
+        }
+    }
 }
 
 /// One address per family, each with the prefix length of the podCIDR that it is from. At least one is there.
@@ -85,6 +99,34 @@ impl Ledger {
         self.live.values()
     }
 
+    /// Whether an address rests after its release.
+    pub(crate) fn is_resting(&self, address: IpAddr) -> bool {
+        self.resting.iter().any(|(other, _)| *other == address)
+    }
+
+    /// Who holds an address.
+    pub(crate) fn holder(&self, address: IpAddr) -> Option<&Allocation> {
+        self.live.get(self.held.get(&address)?)
+    }
+
+    /// A port that one of these meets and another attachment holds, with its holder.
+    pub(crate) fn port_holder(
+        &self,
+        id: &AttachmentId,
+        ports: &[HostPort],
+    ) -> Option<(HostPort, &Allocation)> {
+        // Most pods have none.
+        if ports.is_empty() {
+            return None;
+        }
+        let mut others = self.live.values().filter(|other| other.id != *id);
+        others.find_map(|other| {
+            let mut theirs = other.meta.host_ports.iter();
+            let held = theirs.find(|held| ports.iter().any(|port| port.meets(held)))?;
+            Some((*held, other))
+        })
+    }
+
     /// An address of that pool's family, the one whose turn is furthest from its last use. `None`: all are held or reserved.
     pub(crate) fn pick(&self, pools: &[&Pool], reserved: &HashSet<IpAddr>) -> Option<(IpAddr, IpNetwork)> {
         let resting: HashSet<IpAddr> = self.resting.iter().map(|(address, _)| *address).collect();
@@ -118,7 +160,7 @@ impl Ledger {
     pub(crate) fn apply(&mut self, op: Op) -> Result<(), IpAddr> {
         match op {
             Op::Snapshot { .. } => {}
-            Op::Allocate(allocation) => self.hold(allocation)?,
+            Op::Allocate(allocation) => self.hold(*allocation)?,
             Op::Release { id, at } => self.release(&id, at),
             Op::Resting { address, at } => self.resting.push_back((address, at)),
             Op::Last { address } => self.set_last(address),
@@ -128,7 +170,7 @@ impl Ledger {
 
     /// The lines that rebuild this state, the first of them numbered `first`.
     pub(crate) fn snapshot(&self, first: u64) -> Vec<Op> {
-        let live = self.live.values().cloned().map(Op::Allocate);
+        let live = self.live.values().map(|allocation| Op::Allocate(Box::new(allocation.clone())));
         let resting = self.resting.iter().map(|(address, at)| Op::Resting { address: *address, at: *at });
         let last = self.last_v4.iter().chain(&self.last_v6).map(|address| Op::Last { address: *address });
         let body: Vec<Op> = live.chain(resting).chain(last).collect();

@@ -9,6 +9,7 @@
 
 mod attachment;
 mod durable;
+mod host_port;
 mod ipam;
 mod ledger;
 mod pool;
@@ -17,6 +18,7 @@ mod store;
 
 pub use attachment::{AttachmentId, CONTAINER_ID_MAX, InvalidAttachment};
 pub use durable::{remove_file, replace_file};
-pub use ipam::{Ipam, IpamError};
+pub use host_port::{HostPort, Transport};
+pub use ipam::{Given, Ipam, IpamError};
 pub use ledger::{Addresses, Allocation, Meta};
 pub use pool::{Availability, DEFAULT_QUARANTINE, InvalidPool, Settings};

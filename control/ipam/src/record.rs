@@ -25,7 +25,7 @@ pub(crate) enum Op {
     /// First line of a snapshot, which goes up to and including line `last`.
     Snapshot { version: u32, last: u64 },
     /// The attachment has these addresses from now on.
-    Allocate(Allocation),
+    Allocate(Box<Allocation>),
     /// The attachment is gone; its addresses rest since `at` (seconds of Unix time).
     Release { id: AttachmentId, at: u64 },
     /// Snapshot only: a free address that rests since `at`.

@@ -21,6 +21,9 @@ pub(crate) trait Store {
     /// Puts `bytes` in place of the whole log, durably and at once. After an error, the old or the new log is there.
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()>;
 
+    /// Whether a line could be appended: room for it, on a disk that takes any.
+    fn probe(&self) -> io::Result<()>;
+
     /// Flushes the log that is there now, also when it has been replaced by the time it is called.
     fn flusher(&self) -> Self::Flush;
 }
@@ -61,6 +64,10 @@ impl DirStore {
 /// Name of the log in its directory.
 const LOG: &str = "allocations.log";
 
+/// A file that is there for a moment, and its size in bytes: more than a line has, and what file systems give at once.
+const PROBE: &str = ".probe";
+const PROBE_SIZE: usize = 4096;
+
 impl Store for DirStore {
     type Flush = Option<Arc<File>>;
 
@@ -80,6 +87,16 @@ impl Store for DirStore {
         self.log = None;
         self.log = Some(Arc::new(durable::replace_file(&self.path, bytes)?));
         Ok(())
+    }
+
+    fn probe(&self) -> io::Result<()> {
+        let path = self.path.with_file_name(PROBE);
+        // Not flushed: a full disk refuses it at once, and nobody needs it afterwards.
+        let written = fs::write(&path, [0; PROBE_SIZE]);
+        match fs::remove_file(&path) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => written.and(Err(err)),
+            _ => written,
+        }
     }
 
     fn flusher(&self) -> Self::Flush {

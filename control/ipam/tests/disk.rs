@@ -42,6 +42,7 @@ fn meta(n: usize) -> Meta {
         netns: format!("/var/run/netns/cni-{n:032x}"),
         host_ifname: id(n).host_ifname(),
         mac: "02:00:00:00:00:01".into(),
+        host_ports: Vec::new(),
     }
 }
 

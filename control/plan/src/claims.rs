@@ -132,6 +132,11 @@ impl Claims {
         (owner != service).then_some(owner)
     }
 
+    /// The service that owns a claim.
+    pub(crate) fn owner(&self, claim: &Claim) -> Option<&ServiceKey> {
+        self.by_claim.get(claim).map(|claimants| &claimants.owner.service)
+    }
+
     /// Everybody who claims a port of certain addresses. Walks all claims: only for rare changes.
     pub(crate) fn claimants_of(&self, wanted: impl Fn(IpAddr) -> bool, affected: &mut BTreeSet<ServiceKey>) {
         for (_, claimants) in self.by_claim.iter().filter(|(claim, _)| wanted(claim.addr)) {

@@ -39,6 +39,8 @@ pub enum Scope {
     LoadBalancer,
     /// An entry of `externalIPs`.
     External,
+    /// A port of one of the node's own addresses that leads to a pod: it makes no service's address of that one.
+    HostPort,
 }
 
 /// Where clients send to.
@@ -196,6 +198,8 @@ pub enum Reason {
     FamilyNotServed,
     /// An address belongs to the load balancer, which sends traffic on by itself.
     LeftToProxy,
+    /// The NodePort is the hostPort of a pod of this node.
+    HostPort,
 }
 
 impl Reason {
@@ -211,6 +215,7 @@ impl Reason {
             Reason::ExternalIpsOff => "ExternalIPsOff",
             Reason::FamilyNotServed => "FamilyNotServed",
             Reason::LeftToProxy => "LeftToProxy",
+            Reason::HostPort => "HostPort",
         }
     }
 
@@ -234,7 +239,8 @@ pub struct Condition {
 /// What a run of the planner changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Services whose plan is new or different, in key order; `None`: no longer served.
+    /// Services whose plan is new or different, in key order; `None`: no longer served. hostPorts follow, those that are gone
+    /// first.
     pub services: Vec<(ServiceKey, Option<Arc<ServicePlan>>)>,
     /// The node's plan, if it is different.
     pub node: Option<NodePlan>,

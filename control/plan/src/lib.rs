@@ -6,6 +6,7 @@
 mod claims;
 mod desired;
 mod health;
+mod host_port;
 pub mod maglev;
 mod node;
 mod planner;
@@ -18,4 +19,5 @@ pub use desired::{
     ServicePlan, ServicePort, SkippedRoute, Why,
 };
 pub use health::{HealthCheck, health_check, is_eligible};
+pub use host_port::{HostPort, HostPortConflict};
 pub use planner::{Extent, ExternalMode, NodePortAddresses, Options, Planner};

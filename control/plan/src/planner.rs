@@ -9,9 +9,10 @@ use ipnetwork::IpNetwork;
 use portolan_model::{Entry, Family, Name, Protocol, ServiceKey, Store, Touched};
 
 use crate::claims::{Age, Claim, Claims};
+use crate::host_port::{self, HostPort, HostPortConflict};
 use crate::pods::PodRanges;
 use crate::select::Place;
-use crate::service::{ClaimList, Context, Refused, claims_of, granted, plan, served};
+use crate::service::{ClaimList, Context, Refused, claims_of, granted, node_port_claim, plan, served};
 use crate::{Changes, Condition, NodePlan, ServicePlan, node};
 
 /// What the operator may choose.
@@ -90,6 +91,8 @@ pub struct Planner {
     claims: Claims,
     known: BTreeMap<ServiceKey, Known>,
     conditions: BTreeMap<ServiceKey, Vec<Condition>>,
+    host_ports: Vec<HostPort>,
+    host_plans: BTreeMap<ServiceKey, Arc<ServicePlan>>,
 }
 
 /// Every node's own addresses, which no service may have, and whose they are.
@@ -135,6 +138,8 @@ impl Planner {
             claims: Claims::default(),
             known: BTreeMap::new(),
             conditions: BTreeMap::new(),
+            host_ports: Vec::new(),
+            host_plans: BTreeMap::new(),
         }
     }
 
@@ -152,13 +157,69 @@ impl Planner {
             Extent::All => self.plan_all(store, &mut changes),
             Extent::Touched(touched) => self.plan_touched(store, touched, &mut changes),
         }
+        if changes.node.is_some() {
+            self.refresh_host_ports(&mut changes);
+        }
         changes.conditions = self.conditions.values().flatten().cloned().collect();
         changes
     }
 
-    /// The complete current plan of all services, in key order: what an audit compares the kernel with.
+    /// Sets the hostPorts of this node's pods, all of them, and tells what that changes.
+    pub fn set_host_ports(&mut self, store: &Store, mut ports: Vec<HostPort>) -> Changes {
+        ports.sort_unstable();
+        ports.dedup();
+        let mut changes = Changes::default();
+        if ports != self.host_ports {
+            let before = std::mem::replace(&mut self.host_ports, ports);
+            self.refresh_host_ports(&mut changes);
+            // Services whose NodePort is a hostPort now, or no longer.
+            let moved = |one: &[HostPort], other: &[HostPort]| -> Vec<HostPort> {
+                one.iter().filter(|port| !other.contains(port)).cloned().collect()
+            };
+            let moved = [moved(&before, &self.host_ports), moved(&self.host_ports, &before)].concat();
+            let owners: BTreeSet<ServiceKey> =
+                moved.iter().filter_map(|port| self.node_port_owner(port).cloned()).collect();
+            self.refresh_plans(store, &owners, &mut changes);
+        }
+        changes.conditions = self.conditions.values().flatten().cloned().collect();
+        changes
+    }
+
+    /// Why the node cannot have a hostPort; other hostPorts are not asked.
+    pub fn host_port_conflict(&self, port: &HostPort) -> Option<HostPortConflict> {
+        if port.addresses(&self.node_plan).is_empty() {
+            return Some(HostPortConflict::ForeignAddress(self.node_plan.addresses.clone()));
+        }
+        if !port.meets_node_ports(&self.node_plan) {
+            return None;
+        }
+        self.node_port_owner(port).cloned().map(HostPortConflict::NodePort)
+    }
+
+    /// The service whose NodePort it is.
+    fn node_port_owner(&self, port: &HostPort) -> Option<&ServiceKey> {
+        let owner = self.claims.owner(&node_port_claim(port.port, port.family(), port.protocol))?;
+        // The range of NodePorts may leave it out.
+        let within = self.options.node_ports.is_none_or(|(first, last)| (first..=last).contains(&port.port));
+        within.then_some(owner)
+    }
+
+    /// Plans the hostPorts anew: with other ports, or with other addresses of the node.
+    fn refresh_host_ports(&mut self, changes: &mut Changes) {
+        let plans = host_port::plans(&self.host_ports, &self.node_plan, self.options.reset_departed);
+        let before = std::mem::replace(&mut self.host_plans, plans);
+        let gone = before.keys().filter(|key| !self.host_plans.contains_key(*key));
+        // What is no longer wanted first: its ports may be another's by now.
+        changes.services.extend(gone.map(|key| (key.clone(), None)));
+        let new = self.host_plans.iter().filter(|(key, plan)| before.get(*key) != Some(plan));
+        changes.services.extend(new.map(|(key, plan)| (key.clone(), Some(Arc::clone(plan)))));
+    }
+
+    /// The complete current plan of all services, and that of hostPorts, each in key order: what an audit compares the
+    /// kernel with.
     pub fn desired(&self) -> impl Iterator<Item = (&ServiceKey, &Arc<ServicePlan>)> {
-        self.known.iter().filter_map(|(key, known)| Some((key, known.plan.as_ref()?)))
+        let services = self.known.iter().filter_map(|(key, known)| Some((key, known.plan.as_ref()?)));
+        services.chain(&self.host_plans)
     }
 
     /// The complete current plan of the node.
@@ -200,7 +261,12 @@ impl Planner {
             self.refresh_claims(key, &mut known, store.service(key).unwrap_or(&NOTHING), &mut work);
             self.known.insert(key.clone(), known);
         }
-        for key in &work {
+        self.refresh_plans(store, &work, changes);
+    }
+
+    /// Plans some services anew; their claims are as they were.
+    fn refresh_plans(&mut self, store: &Store, keys: &BTreeSet<ServiceKey>, changes: &mut Changes) {
+        for key in keys {
             let mut known = self.known.remove(key).unwrap_or_default();
             let (plan, conditions) =
                 refresh_plan(&self.context(), key, &mut known, store.service(key).unwrap_or(&NOTHING));
@@ -268,6 +334,8 @@ impl Planner {
             claims: &self.claims,
             node_addrs: &self.node_addrs,
             pod_ranges: &self.pod_ranges,
+            host_ports: &self.host_ports,
+            node_plan: &self.node_plan,
         }
     }
 }

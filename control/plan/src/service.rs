@@ -9,9 +9,10 @@ use portolan_model::{Entry, Family, Name, Port, Protocol, Service, ServiceKey, S
 use smallvec::SmallVec;
 
 use crate::claims::{Claim, Claims};
+use crate::host_port::HostPort;
 use crate::pods::PodRanges;
 use crate::select::{Place, Wanted, select};
-use crate::{Condition, FrontendAddr, Options, PortName, Reason, Scope, ServicePlan, ServicePort};
+use crate::{Condition, FrontendAddr, NodePlan, Options, PortName, Reason, Scope, ServicePlan, ServicePort};
 
 /// What the plan of a service depends on besides its own objects.
 pub(crate) struct Context<'a> {
@@ -21,6 +22,9 @@ pub(crate) struct Context<'a> {
     /// Every node's addresses and whose they are.
     pub(crate) node_addrs: &'a HashMap<IpAddr, Name, RandomState>,
     pub(crate) pod_ranges: &'a PodRanges,
+    /// Ports of this node that lead to pods.
+    pub(crate) host_ports: &'a [HostPort],
+    pub(crate) node_plan: &'a NodePlan,
 }
 
 /// The service, if it is ours to serve.
@@ -100,7 +104,10 @@ fn plan_port(
         }
         let claim = claim(&frontend, family, port.protocol);
         match refusal(key, &frontend, &claim, context) {
-            None => granted.push(frontend),
+            None => {
+                refused.conditions.extend(shadow(key, &frontend, &claim, context));
+                granted.push(frontend);
+            }
             Some(condition) => {
                 refused.claims.push(claim);
                 refused.conditions.push(condition);
@@ -208,6 +215,35 @@ fn claim(frontend: &FrontendAddr, family: Family, protocol: Protocol) -> Claim {
         Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
     Claim { addr: frontend.addr.unwrap_or(any), port: frontend.port, protocol }
+}
+
+/// What is claimed by a NodePort.
+pub(crate) fn node_port_claim(port: u16, family: Family, protocol: Protocol) -> Claim {
+    claim(&FrontendAddr { addr: None, port, scope: Scope::NodePort }, family, protocol)
+}
+
+/// A NodePort that leads to a pod on this node, because that was there first and has its exact address.
+fn shadow(
+    key: &ServiceKey,
+    frontend: &FrontendAddr,
+    claim: &Claim,
+    context: &Context<'_>,
+) -> Option<Condition> {
+    if frontend.scope != Scope::NodePort || context.host_ports.is_empty() {
+        return None;
+    }
+    let same = |port: &&HostPort| {
+        port.port == claim.port
+            && port.protocol == claim.protocol
+            && Family::of(claim.addr) == port.family()
+            && port.meets_node_ports(context.node_plan)
+    };
+    let port = context.host_ports.iter().find(same)?;
+    let message = format!(
+        "node port {} ({}) leads to a pod on this node, which has it as its hostPort ({}); give one of them another",
+        claim.port, claim.protocol, port.name
+    );
+    Some(Condition { service: key.clone(), reason: Reason::HostPort, message })
 }
 
 fn refusal(

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use portolan_ipam::HostPort;
 use serde::{Deserialize, Serialize};
 
 /// A question to the agent.
@@ -267,7 +268,7 @@ impl From<portolan_plan::Why> for Why {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FrontendView {
-    /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalIP`.
+    /// `ClusterIP`, `NodePort`, `LoadBalancer`, `ExternalIP` or `HostPort`.
     pub kind: String,
     /// The address; absent: every address of the node that answers NodePorts.
     pub address: Option<IpAddr>,
@@ -319,4 +320,9 @@ pub struct PodView {
     pub addresses: Vec<IpAddr>,
     /// MAC address.
     pub mac: String,
+    /// Ports of the node that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
+    /// Whether the interface on the host's side is there; if not, the pod's addresses are kept until its runtime deletes it.
+    pub interface_present: bool,
 }

@@ -26,8 +26,8 @@ pub(crate) enum Asked {
 /// Finds the frontend of a destination. `port` is in network byte order.
 #[inline(always)]
 pub(crate) fn resolve<F: Family, T: Tables<F>>(hook: Hook, key: &FlowKey<F::Addr>, tables: &T) -> Asked {
-    // The host's answers to pods are no requests.
-    if hook == Hook::PodEgress {
+    // The host's answers to pods are no requests. Loopback addresses are served at sockets alone.
+    if hook == Hook::PodEgress || key.dst.is_loopback() {
         return Asked::Other;
     }
     let port = split_ports(key.ports).1;

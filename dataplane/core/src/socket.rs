@@ -89,7 +89,10 @@ fn frontend<F: Family, T: Tables<F>>(
         if !of_host {
             return None;
         }
-        node_port::<F, T>(asked, tables)
+        match tables.frontend(asked) {
+            Some(frontend) => Asked::Frontend(frontend),
+            None => node_port::<F, T>(asked, tables),
+        }
     } else {
         destination::<F, T>(asked, frontend_flag::NODEPORT, tables)
     };

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::{Cgroup, Node, binary, poll, run};
 
@@ -218,6 +219,31 @@ impl Agent {
         self.cgroup.as_ref()
     }
 
+    /// What of the node depends on objects and pods: keys of frontends, endpoints, links, how full tables are, warnings. Two
+    /// that are equal have the same pods and services, and nothing of others.
+    ///
+    /// # Errors
+    /// The agent does not run, or its tables cannot be read.
+    pub fn footprint(&self) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        for table in ["FRONTENDS_V4", "FRONTENDS_V6", "ENDPOINTS_V4", "ENDPOINTS_V6"] {
+            let pin = self.pins().join(table);
+            let text = run(Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(pin))?;
+            let entries: Vec<Value> = serde_json::from_str(&text).with_context(|| text.clone())?;
+            // Which index a service has is of no importance; which interface an endpoint has is.
+            let part = if table.starts_with("FRONTENDS") { "/key" } else { "" };
+            lines.extend(entries.iter().filter_map(|it| Some(format!("{table} {}", it.pointer(part)?))));
+        }
+        // By clsact there are none.
+        let links = std::fs::read_dir(self.pins().join("links")).into_iter().flatten();
+        lines.extend(links.flatten().map(|link| format!("link {}", link.file_name().display())));
+        let status: Value = serde_json::from_str(&self.view("status -o json")?)?;
+        lines.push(format!("tables {}", status["tables"]));
+        lines.push(format!("warnings {}", status["warnings"]));
+        lines.sort();
+        Ok(lines)
+    }
+
     /// Its process, while it runs.
     #[must_use]
     pub fn process(&self) -> Option<u32> {
@@ -296,6 +322,15 @@ impl Agent {
     pub fn uninstall(&mut self) -> Result<String> {
         self.kill()?;
         run(&mut self.uninstall_command()?)
+    }
+
+    /// Takes away what does not outlive the machine: the process, interfaces, programs, tables. The state directory stays.
+    ///
+    /// # Errors
+    /// Something could not be removed.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.kill()?;
+        run(self.uninstall_command()?.arg("--keep-state")).map(drop)
     }
 
     /// The command of [`uninstall`](Self::uninstall), to be run by the caller.

@@ -83,6 +83,21 @@ pub fn get_bound(netns: &Netns, to: SocketAddr) -> Result<(String, String)> {
     })?
 }
 
+/// As [`get`], with a source address but no port that was chosen before connecting.
+///
+/// # Errors
+/// No answer.
+pub fn get_from(netns: &Netns, from: IpAddr, to: SocketAddr) -> Result<(String, String)> {
+    netns.enter(move || {
+        let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let mut stream = TcpStream::from(net::socket(family, SocketType::STREAM, None)?);
+        prepare(&stream)?;
+        net::bind(&stream, &SocketAddr::new(from, 0)).context("binding an address")?;
+        net::connect(&stream, &to).with_context(|| format!("connecting to {to}"))?;
+        request(&mut stream)
+    })?
+}
+
 fn request_once(to: SocketAddr) -> Result<(String, String)> {
     let mut stream = connect(to)?;
     request(&mut stream)

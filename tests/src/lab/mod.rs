@@ -18,6 +18,7 @@ mod netns;
 mod objects;
 mod pod;
 mod process;
+mod random;
 mod router;
 mod shop;
 mod speaker;
@@ -33,11 +34,12 @@ pub use cluster::{Cluster, NODE_ADDRESSES, Node, SERVICE_ADDRESSES};
 pub use containerd::{Container, Containerd};
 pub use controller::Controller;
 pub use frames::{Frames, send_ip};
-pub use load::{Datagrams, Load, LongLived, Resolver, Tally, failure, get, get_bound, udp_ask};
+pub use load::{Datagrams, Load, LongLived, Resolver, Tally, failure, get, get_bound, get_from, udp_ask};
 pub use netns::Netns;
 pub use objects::{Endpoint, object, slice};
-pub use pod::{Pod, operate};
+pub use pod::{Pod, Runtime, operate};
 pub use process::{binary, poll, run};
+pub use random::Random;
 pub use router::{Brand, Neighbor, Router, Way};
 pub use shop::{
     Backend, CLUSTER_ADDRESSES, Condition, NODE_PORT, PORT, Shop, cluster_address, node_address,

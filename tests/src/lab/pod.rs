@@ -18,8 +18,9 @@ pub struct Pod {
     pub netns: Netns,
     /// Its addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
-    socket: std::path::PathBuf,
-    state: std::path::PathBuf,
+    runtime: Runtime,
+    /// What the runtime asks for by capabilities, in each call.
+    asked: Value,
     /// What ADD answered, which CHECK and DEL get back.
     result: Option<Value>,
 }
@@ -38,12 +39,24 @@ impl Pod {
     /// # Errors
     /// The plugin says why; the namespace is gone then.
     pub fn add_to(agent: &Agent, name: &str, netns: Netns) -> Result<Self> {
+        Self::add_as(agent, name, netns, json!({}))
+    }
+
+    /// As [`add`](Self::add), with a `runtimeConfig`.
+    ///
+    /// # Errors
+    /// The plugin says why.
+    pub fn add_with(agent: &Agent, name: &str, asked: Value) -> Result<Self> {
+        Self::add_as(agent, name, Netns::new(name)?, asked)
+    }
+
+    fn add_as(agent: &Agent, name: &str, netns: Netns, asked: Value) -> Result<Self> {
         let mut pod = Self {
             name: name.to_owned(),
             netns,
             addresses: Vec::new(),
-            socket: agent.socket(),
-            state: agent.directory().join("state"),
+            runtime: Runtime::of(agent),
+            asked,
             result: None,
         };
         let output = pod.call("ADD")?;
@@ -77,18 +90,62 @@ impl Pod {
     /// # Errors
     /// It cannot be started.
     pub fn call(&self, command: &str) -> Result<Output> {
+        let mut extra = json!({ "runtimeConfig": self.asked });
+        if let (Some(result), true) = (&self.result, command != "ADD") {
+            extra["prevResult"] = result.clone();
+        }
+        self.runtime.call(command, (self.netns.name(), &self.netns.path(), &self.name), &extra)
+    }
+}
+
+/// Who calls the plugin. It knows where the agent is, running or not.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    socket: std::path::PathBuf,
+    state: std::path::PathBuf,
+}
+
+impl Runtime {
+    /// One that uses this agent.
+    #[must_use]
+    pub fn of(agent: &Agent) -> Self {
+        Self { socket: agent.socket(), state: agent.directory().join("state") }
+    }
+
+    /// Calls the plugin for interface `eth0` of a container: its id, its namespace's path, its pod's name in namespace
+    /// `shop`. `extra` is merged into the configuration.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn call(
+        &self,
+        command: &str,
+        (container, netns, name): (&str, &str, &str),
+        extra: &Value,
+    ) -> Result<Output> {
+        let mut plugin = plugin(command)?;
+        plugin.env("CNI_CONTAINERID", container).env("CNI_NETNS", netns).env("CNI_IFNAME", "eth0");
+        plugin.env("CNI_ARGS", format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name}"));
+        feed(&mut plugin, &self.config("1.0.0", extra))
+    }
+
+    /// Calls the plugin for no pod, as [`operate`].
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn operate(&self, command: &str, extra: &Value) -> Result<Output> {
+        feed(&mut plugin(command)?, &self.config("1.1.0", extra))
+    }
+
+    fn config(&self, version: &str, extra: &Value) -> Value {
         let mut config = json!({
-            "cniVersion": "1.0.0", "name": "portolan", "type": "portolan-cni",
+            "cniVersion": version, "name": "portolan", "type": "portolan-cni",
             "portolan": { "socket": self.socket, "stateDir": self.state },
         });
-        if let (Some(result), true) = (&self.result, command != "ADD") {
-            config["prevResult"] = result.clone();
+        for (key, value) in extra.as_object().into_iter().flatten() {
+            config[key] = value.clone();
         }
-        let arguments = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={}", self.name);
-        let mut plugin = plugin(command)?;
-        plugin.env("CNI_CONTAINERID", self.netns.name()).env("CNI_NETNS", self.netns.path());
-        plugin.env("CNI_IFNAME", "eth0").env("CNI_ARGS", arguments);
-        feed(&mut plugin, &config)
+        config
     }
 }
 
@@ -105,14 +162,7 @@ impl Drop for Pod {
 /// # Errors
 /// It cannot be started.
 pub fn operate(agent: &Agent, command: &str, extra: &Value) -> Result<Output> {
-    let mut config = json!({
-        "cniVersion": "1.1.0", "name": "portolan", "type": "portolan-cni",
-        "portolan": { "socket": agent.socket(), "stateDir": agent.directory().join("state") },
-    });
-    for (key, value) in extra.as_object().into_iter().flatten() {
-        config[key] = value.clone();
-    }
-    feed(&mut plugin(command)?, &config)
+    Runtime::of(agent).operate(command, extra)
 }
 
 /// The plugin, as a runtime calls it.

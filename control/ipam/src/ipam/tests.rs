@@ -97,6 +97,13 @@ impl Store for FaultyStore {
         }
     }
 
+    fn probe(&self) -> io::Result<()> {
+        match self.0.lock().unwrap().fault {
+            Some(Fault::Append) => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        }
+    }
+
     fn flusher(&self) -> Self {
         self.clone()
     }
@@ -126,7 +133,7 @@ fn open(store: &FaultyStore, cidrs: &[&str]) -> Engine<FaultyStore> {
 }
 
 fn allocate<S: Store>(engine: &Engine<S>, n: u8, now: u64) -> Result<Vec<String>, IpamError> {
-    let addresses = engine.allocate(&id(n), Meta::default(), now)?;
+    let addresses = engine.allocate(&id(n), Meta::default(), &[], now)?.addresses;
     Ok(addresses.networks().map(|net| net.to_string()).collect())
 }
 
@@ -182,10 +189,10 @@ impl Promises {
 fn run(engine: &Engine<FaultyStore>, step: &Step, now: u64, promises: &mut Promises) {
     match step {
         Step::Allocate(n) => {
-            let answer = engine.allocate(&id(*n), Meta::default(), now);
+            let answer = engine.allocate(&id(*n), Meta::default(), &[], now);
             let exhausted = matches!(answer, Err(IpamError::Exhausted { .. }));
             if !exhausted {
-                promises.0.insert(*n, answer.ok().map(Some));
+                promises.0.insert(*n, answer.ok().map(|given| Some(given.addresses)));
             }
         }
         Step::Release(n) => {
@@ -244,7 +251,7 @@ proptest! {
             Op::Release { id: id(1), at: 0 }
         } else {
             let v4 = Some("10.0.0.5/29".parse().unwrap());
-            Op::Allocate(Allocation { id: id(2), addresses: Addresses { v4, v6: None }, meta: Meta::default() })
+            Op::Allocate(Box::new(Allocation { id: id(2), addresses: Addresses { v4, v6: None }, meta: Meta::default() }))
         };
         engine.append(&mut state, vec![op]).unwrap();
         drop(state);
@@ -393,4 +400,79 @@ fn a_grown_log_is_rewritten_and_stays_small() {
     assert!(store.read().unwrap().len() < LOG_MIN + 1_000);
     drop(engine);
     assert_eq!(open(&store, &["10.0.0.0/29"]).available()[0].used, 0);
+}
+
+fn with_ports(ports: &[HostPort]) -> Meta {
+    Meta {
+        pod_namespace: "shop".into(),
+        pod_name: "web".into(),
+        host_ports: ports.to_vec(),
+        ..Meta::default()
+    }
+}
+
+fn port(host_ip: Option<&str>, host_port: u16) -> HostPort {
+    let host_ip = host_ip.map(|ip| ip.parse().unwrap());
+    HostPort { host_ip, host_port, container_port: 8080, protocol: crate::Transport::Tcp }
+}
+
+#[test]
+fn a_port_of_the_node_has_one_holder_who_is_named_also_after_a_restart() {
+    let store = FaultyStore::default();
+    let engine = open(&store, &["10.0.0.0/29"]);
+    engine.allocate(&id(1), with_ports(&[port(None, 80)]), &[], 0).unwrap();
+    engine.allocate(&id(1), with_ports(&[port(None, 80)]), &[], 0).unwrap();
+    drop(engine);
+    let engine = open(&store, &["10.0.0.0/29"]);
+    let refused = engine.allocate(&id(2), with_ports(&[port(Some("127.0.0.1"), 80)]), &[], 0).unwrap_err();
+    assert!(refused.to_string().starts_with("host port 80/TCP is taken by pod shop/web"), "{refused}");
+    assert_eq!(engine.available()[0].used, 1, "the refused one holds no address");
+    engine.allocate(&id(2), with_ports(&[port(None, 81)]), &[], 0).unwrap();
+    release(&engine, 1, 0).unwrap();
+    engine.allocate(&id(3), with_ports(&[port(Some("127.0.0.1"), 80)]), &[], 0).unwrap();
+}
+
+#[test]
+fn lines_without_ports_of_the_node_are_as_they_were_before_there_were_any() {
+    let json = serde_json::to_string(&Meta { mac: "02:00:00:00:00:01".into(), ..Meta::default() }).unwrap();
+    assert!(!json.contains("host_ports"), "{json}");
+    assert_eq!(serde_json::from_str::<Meta>(&json).unwrap().host_ports, []);
+    let meta = with_ports(&[port(Some("::1"), 80), port(None, 81)]);
+    let json = serde_json::to_string(&meta).unwrap();
+    assert_eq!(serde_json::from_str::<Meta>(&json).unwrap(), meta, "{json}");
+}
+
+#[test]
+fn an_address_that_is_asked_for_is_given_if_it_is_free_and_ours() {
+    let engine = open(&FaultyStore::default(), &["10.0.0.0/29", "fd00::/120"]);
+    let ask = |n: u8, wanted: &[&str]| {
+        let wanted: Vec<IpAddr> = wanted.iter().map(|ip| ip.parse().unwrap()).collect();
+        let given = engine.allocate(&id(n), with_ports(&[]), &wanted, 0)?.addresses;
+        Ok::<Vec<String>, IpamError>(given.networks().map(|net| net.to_string()).collect())
+    };
+    assert_eq!(ask(1, &["10.0.0.5"]).unwrap(), ["10.0.0.5/29", "fd00::1/120"]);
+    assert_eq!(ask(1, &["10.0.0.5"]).unwrap(), ["10.0.0.5/29", "fd00::1/120"], "again");
+    assert_eq!(ask(2, &["fd00::77", "10.0.0.2"]).unwrap(), ["10.0.0.2/29", "fd00::77/120"]);
+    for (wanted, text) in [
+        (["10.0.0.5"].as_slice(), "10.0.0.5 is held by pod shop/web"),
+        (&["10.0.0.4", "fd00::77"], "fd00::77 is held by pod shop/web"),
+        (
+            &["10.0.1.5"],
+            "10.0.1.5 is not an address that this node gives to pods: ask for one of 10.0.0.0/29",
+        ),
+        (&["10.0.0.0"], "10.0.0.0 is not an address"),
+        (&["10.0.0.4", "10.0.0.6"], "10.0.0.4 and 10.0.0.6 are of one family"),
+    ] {
+        let refused = ask(3, wanted).unwrap_err().to_string();
+        assert!(refused.starts_with(text), "{wanted:?}: {refused}");
+    }
+    let other = ask(1, &["10.0.0.6"]).unwrap_err().to_string();
+    assert!(other.starts_with("the container has 10.0.0.5 and fd00::1 already and not 10.0.0.6"), "{other}");
+    assert_eq!(engine.available()[0].used, 2, "what was refused holds nothing");
+    release(&engine, 1, 0).unwrap();
+    assert_eq!(ask(3, &["10.0.0.5"]).unwrap(), ["10.0.0.5/29", "fd00::78/120"], "one that rests");
+    release(&engine, 3, 0).unwrap();
+    let rested =
+        |n: u8, wanted: &[IpAddr]| engine.allocate(&id(n), with_ports(&[]), wanted, 0).unwrap().rested;
+    assert!(rested(4, &[]) && !rested(5, &["10.0.0.5".parse().unwrap()]), "and that is told");
 }

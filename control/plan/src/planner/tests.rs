@@ -7,6 +7,7 @@ use crate::{Reason, ServicePort, Why};
 mod changes;
 mod conflicts;
 mod frontends;
+mod host_ports;
 mod nodes;
 mod properties;
 mod sets;

@@ -115,7 +115,12 @@ impl Engine {
         core.refusals = update.refusals;
         let Core { store, planner, synced, .. } = &mut *core;
         let extent = if *synced { Extent::Touched(&touched) } else { Extent::All };
-        let changes = planner.plan(store, extent);
+        let mut changes = planner.plan(store, extent);
+        if first {
+            let host_ports = planner.set_host_ports(store, self.network.host_ports(None));
+            changes.services.extend(host_ports.services);
+            changes.conditions = host_ports.conditions;
+        }
         if changes.services.is_empty() && changes.node.is_none() && !first {
             core.conditions = changes.conditions;
             self.taken(&mut core, &touched, true, false);
@@ -253,6 +258,7 @@ impl Engine {
 
     /// Tries again what did not fit or could not be written: others may have made room.
     pub(super) fn retry(&self) {
+        self.network.publish(None);
         tokio::task::block_in_place(|| {
             let mut core = self.shared.core();
             let refused: HashSet<ServiceKey> = core.refused.iter().map(|it| it.service.clone()).collect();
@@ -266,8 +272,7 @@ impl Engine {
             if !services.is_empty() {
                 apply(&mut core, &Changes { services, ..Changes::default() });
             }
-            let settled = core.applier.settle();
-            note(&mut core, "grace", settled.map_err(Into::into));
+            settle(&mut core);
         });
     }
 
@@ -397,8 +402,14 @@ fn note(core: &mut Core, about: &'static str, result: anyhow::Result<()>) -> boo
     done
 }
 
+/// Makes available again what the last changes took out of use.
+pub(super) fn settle(core: &mut Core) {
+    let settled = core.applier.settle();
+    note(core, "grace", settled.map_err(Into::into));
+}
+
 /// Writes services, and remembers which did not fit. Whether the tables could be written.
-fn apply(core: &mut Core, changes: &Changes) -> bool {
+pub(super) fn apply(core: &mut Core, changes: &Changes) -> bool {
     match core.applier.apply(&changes.services) {
         Ok(outcome) => {
             core.refused.retain(|old| !changes.services.iter().any(|(key, _)| *key == old.service));

@@ -27,7 +27,7 @@ pub(super) fn install(options: &Options, global: &Global) -> anyhow::Result<()> 
         "name": "portolan",
         "plugins": [{
             "type": PLUGIN,
-            "capabilities": {},
+            "capabilities": { "portMappings": true, "bandwidth": true, "ips": true, "mac": true },
             "portolan": { "socket": global.socket, "stateDir": options.directories.state_dir },
         }],
     });

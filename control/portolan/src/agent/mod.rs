@@ -4,6 +4,7 @@
 
 mod audit;
 mod engine;
+mod host_ports;
 mod install;
 pub(crate) mod log;
 mod network;
@@ -91,7 +92,6 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     let applier = Applier::open(object.tables()?)?;
     let tables = object.tables()?;
     let programs = Arc::new(Programs::new(object, mode, &global.pins));
-    let network = Arc::new(Network::new(links.clone(), Arc::clone(&programs), &options)?);
     let rules = portolan_plan::Options {
         external_ips: options.external_ips,
         node_ports: Some(options.node_port_range),
@@ -104,6 +104,8 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
     };
     let planner = Planner::with_options(&options.node_name, rules);
     let shared = Arc::new(Shared::new(&options.node_name, mode, planner, applier));
+    let network =
+        Arc::new(Network::new(links.clone(), Arc::clone(&programs), Arc::clone(&shared), &options)?);
     let metrics = Arc::new(Metrics::new());
     // From now on: a probe is to hear that the agent has nothing to serve yet, or waits for it.
     tokio::spawn(health::serve(probes, Arc::clone(&shared.health), Arc::clone(&metrics)));
@@ -116,6 +118,7 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
 
     // Watch first, then read: what changes in between is not lost.
     let mut events = engine.watch().await?;
+    network.look().await?;
     let (updates, _source) = start_source(&options).await?;
     let mut updates = note_queued(updates, Arc::clone(&shared.health), Arc::clone(&metrics));
     let mut terminate = signal(SignalKind::terminate())?;

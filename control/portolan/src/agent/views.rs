@@ -160,6 +160,7 @@ fn port_view(port: &ServicePort, state: &PortState) -> PortView {
             Scope::NodePort => "NodePort",
             Scope::LoadBalancer => "LoadBalancer",
             Scope::External => "ExternalIP",
+            Scope::HostPort => "HostPort",
         }
         .to_owned(),
         address: frontend.addr,
@@ -203,14 +204,17 @@ pub(super) fn audit(findings: &Findings) -> Vec<AuditView> {
 /// All pods of this node, by attachment.
 pub(super) fn pods(network: &Network) -> Vec<PodView> {
     let allocations = network.ipam().list();
+    let absent = network.absent().clone();
     let view = |allocation: portolan_ipam::Allocation| PodView {
+        mac: mac_text(mac_of(&allocation)),
+        interface_present: !absent.contains(&allocation.meta.host_ifname),
+        host_ports: allocation.meta.host_ports,
         namespace: allocation.meta.pod_namespace,
         name: allocation.meta.pod_name,
         container: allocation.id.container().to_owned(),
         interface: allocation.id.ifname().to_owned(),
         host_interface: allocation.meta.host_ifname,
         addresses: allocation.addresses.iter().collect(),
-        mac: mac_text(mac_of(&allocation.id)),
     };
     allocations.into_iter().map(view).collect()
 }

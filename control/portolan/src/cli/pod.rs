@@ -1,6 +1,7 @@
 //! `portolan pod …`.
 
 use clap::Subcommand;
+use portolan_ipam::HostPort;
 
 use super::text::{Column, Table, join, or_dash};
 use super::{Global, Output, client};
@@ -25,19 +26,28 @@ fn table(pods: &[PodView]) -> String {
     if pods.is_empty() {
         return "no pods on this node\n".to_owned();
     }
-    let headings = ["NAMESPACE", "NAME", "ADDRESSES", "HOST INTERFACE", "MAC", "CONTAINER"];
+    let headings = ["NAMESPACE", "NAME", "ADDRESSES", "HOST PORTS", "HOST INTERFACE", "MAC", "CONTAINER"];
     let mut table = Table::new(headings.map(Column::Left));
     for pod in pods {
         table.row([
             or_dash(&pod.namespace),
             or_dash(&pod.name),
             join(&pod.addresses).into(),
-            pod.host_interface.as_str().into(),
+            or_dash(&join(pod.host_ports.iter().map(port))),
+            interface(pod).into(),
             pod.mac.as_str().into(),
             short(&pod.container).into(),
         ]);
     }
     table.render()
+}
+
+fn port(port: &HostPort) -> String {
+    format!("{port} → {}", port.container_port)
+}
+
+fn interface(pod: &PodView) -> String {
+    if pod.interface_present { pod.host_interface.clone() } else { format!("{} (gone)", pod.host_interface) }
 }
 
 /// As container runtimes shorten their ids.
@@ -61,6 +71,13 @@ mod tests {
                 host_interface: "ptl0a1b2c3d4e".into(),
                 addresses: vec!["10.244.1.2".parse().unwrap(), "fd00:10:244:1::2".parse().unwrap()],
                 mac: "02:0a:00:00:00:01".into(),
+                host_ports: vec![HostPort {
+                    host_ip: Some("192.0.2.11".parse().unwrap()),
+                    host_port: 80,
+                    container_port: 8080,
+                    protocol: portolan_ipam::Transport::Tcp,
+                }],
+                interface_present: true,
             },
             PodView {
                 namespace: String::new(),
@@ -70,14 +87,16 @@ mod tests {
                 host_interface: "ptlffffffffff".into(),
                 addresses: vec!["10.244.1.3".parse().unwrap()],
                 mac: "02:0a:00:00:00:02".into(),
+                host_ports: Vec::new(),
+                interface_present: false,
             },
         ];
         assert_eq!(
             plain(&table(&pods)),
             "\
-NAMESPACE  NAME   ADDRESSES                     HOST INTERFACE  MAC                CONTAINER
-default    web-0  10.244.1.2, fd00:10:244:1::2  ptl0a1b2c3d4e   02:0a:00:00:00:01  0123456789ab
--          -      10.244.1.3                    ptlffffffffff   02:0a:00:00:00:02  c1
+NAMESPACE  NAME   ADDRESSES                     HOST PORTS                HOST INTERFACE        MAC                CONTAINER
+default    web-0  10.244.1.2, fd00:10:244:1::2  192.0.2.11:80/TCP → 8080  ptl0a1b2c3d4e         02:0a:00:00:00:01  0123456789ab
+-          -      10.244.1.3                    -                         ptlffffffffff (gone)  02:0a:00:00:00:02  c1
 "
         );
         assert_eq!(table(&[]), "no pods on this node\n");

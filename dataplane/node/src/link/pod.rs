@@ -14,6 +14,7 @@ use super::{
     CreateError, Error, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Links, Netns, Route, Target, gone, is_host_name,
     message::{self, End},
     read,
+    shape::{self, Rate},
     socket::{Request, Socket},
     sysctl,
 };
@@ -44,6 +45,10 @@ pub struct PodLinkSpec {
     pub mac: [u8; 6],
     /// MTU of both sides.
     pub mtu: u32,
+    /// Limit of what the pod sends.
+    pub egress: Option<Rate>,
+    /// Limit of what the pod gets.
+    pub ingress: Option<Rate>,
 }
 
 /// A pod's interface that is up.
@@ -120,6 +125,8 @@ impl Links {
             .run(move || {
                 let mut socket = Socket::open()?;
                 sysctl::set_pod_device(&pod.pod_ifname, pod.addresses.iter().any(IpAddr::is_ipv6))?;
+                // Before there is anything to send with.
+                shape::limit(&mut socket, &pod.limited(link), pod.egress, pod.ingress)?;
                 socket.run(pod.pod_requests(link.pod_ifindex))?;
                 settle(&mut socket, &pod.pod_ifname)
             })
@@ -209,6 +216,15 @@ impl PodLinkSpec {
         // A pod that went away without a word may have left a route for the same address.
         let routes = self.host_routes(ifindex).map(|route| message::add_route(&route, NLM_F_REPLACE));
         [up].into_iter().chain(neighbours).chain(routes).collect()
+    }
+
+    fn limited(&self, link: PodLink) -> shape::Limited<'_> {
+        shape::Limited {
+            ifindex: link.pod_ifindex,
+            name: &self.pod_ifname,
+            mtu: self.mtu,
+            queue: &self.host_name,
+        }
     }
 
     fn pod_requests(&self, ifindex: u32) -> Vec<Request> {

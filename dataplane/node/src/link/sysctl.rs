@@ -51,6 +51,22 @@ impl Links {
     }
 }
 
+impl Links {
+    /// Adds ports to those that no local connection takes as its source, and says what changed. None is taken out.
+    ///
+    /// # Errors
+    /// [`Error::Sysctl`] with the path that could not be set.
+    pub async fn reserve_ports(&self, ports: &[RangeInclusive<u16>]) -> Result<Vec<SysctlChange>, Error> {
+        let ports = ports.to_vec();
+        self.call(move |_| {
+            let mut changes = Changes::default();
+            reserve_ports(&mut changes, &ports)?;
+            Ok(changes.0)
+        })
+        .await
+    }
+}
+
 /// The sysctls of a device of ours in the node's namespace. Idempotent.
 pub(super) fn set_host_device(name: &str) -> Result<(), Error> {
     let mut changes = Changes::default();

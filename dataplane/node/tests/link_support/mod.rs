@@ -100,6 +100,8 @@ pub(crate) fn pod(n: u8) -> (Space, PodLinkSpec) {
         addresses: vec![v4(n).parse().unwrap(), v6(n).parse::<IpAddr>().unwrap()],
         mac: [0x02, 0, 0, 0, 0, n],
         mtu: 1450,
+        egress: None,
+        ingress: None,
     };
     (space, spec)
 }

@@ -189,7 +189,9 @@ impl Engine {
         let ours = |name: &str| name.starts_with(portolan_node::link::HOST_PREFIX);
         match event {
             Event::Link(link) if ours(&link.name) => return,
-            Event::LinkGone(link) if ours(&link.name) => return,
+            Event::LinkGone(link) if ours(&link.name) => {
+                return self.network.interface_gone(&link.name).await;
+            }
             Event::LinkGone(link) => {
                 // A later interface of the same name and index is another one.
                 self.uplinks.retain(|uplink| uplink.ifindex != link.ifindex);
