@@ -117,8 +117,13 @@ pub(crate) fn has_backend<F: Family, T: Tables<F>>(flow: &Flow<F::Addr>, tables:
 pub struct Choice {
     /// Index of the service.
     pub service: u32,
-    /// Index of the backend.
+    /// Index of the backend; with [`RETURNS`](Self::RETURNS), its answers come back through this node in every mode.
     pub backend: u32,
+}
+
+impl Choice {
+    /// Far above every index: a client from outside asked for an address inside, which other nodes take from nobody.
+    pub const RETURNS: u32 = 1 << 31;
 }
 
 /// Chooses a backend for a new flow to a frontend.
@@ -152,6 +157,8 @@ pub(crate) fn choose<F: Family, T: Tables<F>, P: Frame>(
     if service.affinity != 0 {
         tables.remember(&key, &Affinity { backend, seen: now });
     }
+    let inside = hook == Hook::Uplink && frontend.flags & frontend_flag::EXTERNAL == 0;
+    let backend = if inside { backend | Choice::RETURNS } else { backend };
     Ok(Choice { service: frontend.service, backend })
 }
 
@@ -220,12 +227,14 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
     now: u32,
 ) -> Result<(), Reason> {
     let Some(config) = tables.config() else { return Err(Reason::Dangling) };
-    let Some(backend) = tables.backend(choice.backend) else { return Err(Reason::Dangling) };
+    let index = choice.backend & !Choice::RETURNS;
+    let Some(backend) = tables.backend(index) else { return Err(Reason::Dangling) };
     if backend.flags & backend_flag::LIVE == 0 {
         return Err(Reason::Dangling);
     }
     let mut there = locate(hook, &key.src, &backend, &config, tables)?;
-    if hook == Hook::Uplink && tunnel::is_wanted::<F, T>(there, choice.service, &backend.addr, tables) {
+    let direct = hook == Hook::Uplink && choice.backend & Choice::RETURNS == 0;
+    if direct && tunnel::is_wanted::<F, T>(there, choice.service, &backend.addr, tables) {
         if F::node_address(&config).is_none() {
             return Err(Reason::NoNodeAddress);
         }
@@ -246,7 +255,7 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
         state,
         seen: now,
         service: choice.service,
-        backend: choice.backend,
+        backend: index,
         from_ifindex: there.ifindex,
         from_mac: there.mac,
         from: there.kind,
@@ -255,7 +264,7 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
     // What leaves with an address of the node may only use the range set aside for it: other ports are the host's own.
     let own = !masquerade || reply_key.dst == F::hairpin_address();
     enter(key, &mut reply_key, &mut flow, (own, round), &config, tables)?;
-    tables.picked(choice.service, choice.backend);
+    tables.picked(choice.service, index);
     Ok(())
 }
 
