@@ -3,10 +3,12 @@
 //! Such a flow has the same two entries as one to a service, without service and backend. ICMP echo has an identifier where
 //! others have ports (RFC 5508 3.1): the one that asks has it as its source port, the one that answers as its destination port.
 
-use portolan_abi::{Flow, FlowKey, NO_SERVICE, config_flag, endpoint_flag, exit, realm_flag, state};
+use portolan_abi::{
+    Flow, FlowKey, NO_SERVICE, config_flag, endpoint_flag, exit, frontend_flag, realm_flag, state,
+};
 
 use crate::conntrack::{self, next_state};
-use crate::service::{enter, forwarded, way_back};
+use crate::service::{enter, forwarded, mark, way_back};
 use crate::wire::{self, ETHERNET, Frame, Kind, Packet, join_ports, parse, split_ports, swap_ports};
 use crate::{Address, Choice, Exit, Family, Hook, Reason, Rewrite, Tables, Verdict};
 
@@ -199,7 +201,9 @@ pub fn decide_echo<F: Family, T: Tables<F>, P: Frame>(
     let asks = packet.kind == Kind::Echo;
     let Some(key) = echo_key::<F, P>(packet.key, asks, frame) else { return other };
     let Some((flow, entry)) = tables.flow(&key) else {
-        let opens = asks && leaves::<F, T>(hook, &key, tables);
+        // Services' addresses answer by themselves.
+        let vip = mark::<F, T>(&key.dst, tables) & frontend_flag::VIP != 0;
+        let opens = asks && !vip && leaves::<F, T>(hook, &key, tables);
         return if opens { Echo { finding: Finding::Open, ..other } } else { other };
     };
     conntrack::record::<F, T>(entry, &flow, next_state(flow.state, 0), key.proto, now, tables);
