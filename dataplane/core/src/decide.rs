@@ -174,6 +174,9 @@ pub fn decide_new<F: Family, T: Tables<F>, P: Frame>(
     if !packet.has_ports() {
         return New::Other;
     }
+    if guard::is_lease::<F>(hook, &packet.key) {
+        return New::Verdict(Verdict::Drop(Reason::Dhcp));
+    }
     if overlay::is_forged::<F, T>(hook, &packet.key, tables) {
         return New::Verdict(Verdict::Drop(Reason::Overlay));
     }
