@@ -378,7 +378,9 @@ fn wants_new_backend<F: Family, T: Tables<F>>(packet: &Packet<F>, flow: &Flow<F:
         return false;
     }
     if flow.service == NO_SERVICE {
-        return packet.segment.opens() && is_ending(flow.state);
+        let opens = packet.segment.opens();
+        let may = packet.kind != Kind::Tcp || opens;
+        return opens && is_ending(flow.state) || may && egress::came_inside::<F, T>(&packet.key.dst, tables);
     }
     if packet.kind != Kind::Tcp {
         return !has_backend::<F, T>(flow, tables);

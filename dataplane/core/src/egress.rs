@@ -26,6 +26,12 @@ pub(crate) fn leaves<F: Family, T: Tables<F>>(hook: Hook, key: &FlowKey<F::Addr>
     masquerades && !is_inside::<F, T>(&key.dst, tables) && !is_routable::<F, T>(&key.src, tables)
 }
 
+/// Whether an address that was outside when a flow to it left is one of the cluster's now: a service's, or in one of its prefixes.
+#[inline(always)]
+pub(crate) fn came_inside<F: Family, T: Tables<F>>(addr: &F::Addr, tables: &T) -> bool {
+    mark::<F, T>(addr, tables) & frontend_flag::VIP != 0 || is_inside::<F, T>(addr, tables)
+}
+
 #[inline(always)]
 fn is_inside<F: Family, T: Tables<F>>(addr: &F::Addr, tables: &T) -> bool {
     match tables.realm(addr) {
