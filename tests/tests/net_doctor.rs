@@ -1,14 +1,16 @@
 //! `portolan doctor` finds nothing on a clean node, names what is in the way on others, and changes nothing.
 
-use std::net::TcpListener;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::tc::{NlOptions, TcAttachOptions};
 use aya::programs::{LinkOrder, TcAttachType};
 use portolan_node::{Object, Sizes, features};
-use portolan_tests::lab::{Agent, Cluster, Netns, Shop, binary, run};
+use portolan_tests::lab::{Agent, Cluster, Netns, Shop, binary, failure, run};
 use serde_json::Value;
 
 /// What the doctor says of a node, and whether it exits with 0.
@@ -120,7 +122,7 @@ fn rules_of_kube_proxy_are_named_with_the_tool_that_removes_them() -> Result<()>
         let Some(remedy) = finding["remedy"].as_str().filter(|it| it.contains("on this node `")) else {
             continue;
         };
-        let command = remedy.split('`').rev().nth(1).context("no command")?;
+        let command = commands(remedy).last().context("no command")?;
         run(node.command("sh").args(["-c", command]))?;
     }
     let mended = told()?;
@@ -215,6 +217,35 @@ fn programs_of_others_are_named_with_their_place_before_or_behind_ours() -> Resu
     }
     drop(foreign);
     Ok(())
+}
+
+/// The commands of a remedy: what stands between backquotes.
+fn commands(remedy: &str) -> impl Iterator<Item = &str> {
+    remedy.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn a_firewall_that_stops_pods_is_mended_by_its_remedy() -> Result<()> {
+    let shop = Shop::open(&[1])?;
+    let (agent, node) = (&shop.agents[0], &shop.cluster.nodes[0].netns);
+    let to = SocketAddr::new(shop.backends[0].pod.address(false), 8080);
+    let asks = || failure(&shop.client.netns, false, to, Duration::from_millis(400));
+    assert_eq!(asks()?, None);
+    node.run("iptables-nft -P FORWARD DROP")?;
+    assert_eq!(asks()?, Some(ErrorKind::TimedOut));
+    let found = beside(agent)?;
+    let is_it = |it: &&Value| it["check"] == "firewall" && it["severity"] == "error";
+    let finding = found.findings.iter().find(is_it).context("no such finding")?;
+    for command in commands(finding["remedy"].as_str().unwrap_or_default()) {
+        run(node.command("sh").args(["-c", command]))?;
+    }
+    assert_eq!(asks()?, None);
+    let mended = beside(agent)?;
+    assert!(mended.healthy, "{:#?}", mended.faults());
+    mended.names(
+        "warning firewall: nftables chain ip filter FORWARD drops what none of its 2 rules accepts",
+        &[],
+    )
 }
 
 /// All that the doctor could have changed.

@@ -37,7 +37,7 @@ const RULES: [Rule; 20] = [
     rule("reserved-ports", "NodePorts and masquerade ports are no local connection's", sysctls::reserved),
     rule("conntrack", "the kernel's connection table has room, or is not used", sysctls::conntrack),
     rule("ports", "the agent's own ports are free, or its own", ports::own),
-    rule("sockets", "nobody else's socket is at a NodePort or masquerade port", ports::ranges),
+    rule("sockets", "nobody else's socket is at a NodePort", ports::ranges),
     rule("network", "MTU, default routes and address ranges fit each other", path::network),
 ];
 

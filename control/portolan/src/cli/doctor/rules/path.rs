@@ -12,7 +12,7 @@ pub(super) fn firewall(facts: &Facts, report: &mut Report) {
     for chain in facts.chains.iter().filter(|chain| chain.drops) {
         let (why, remedy) = match chain.gate {
             Some(Gate::Forward) => (
-                "pods' packets to other nodes and out of the cluster are sent on by the node's stack"
+                "what Portolan does not send on itself, as pods' direct packets over native routes, passes there"
                     .to_owned(),
                 [accept(chain, "-i ptl+", "iifname \"ptl*\""), accept(chain, "-o ptl+", "oifname \"ptl*\"")],
             ),

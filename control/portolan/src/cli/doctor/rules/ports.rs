@@ -82,20 +82,31 @@ pub(super) fn ranges(facts: &Facts, report: &mut Report) {
              --service-node-port-range",
         );
     }
-    // A listener's connections have its port; only those that took one as their source are of interest. A listener in the
-    // masquerade range is none: a flow is known by both its ends.
-    let taken = |socket: &&Socket| {
-        !socket.open && (within(nodes, socket.port) || within(masquerade, socket.port)) && !listens(socket)
+    // A listener's connections have its port; only those that took one as their source are of interest.
+    let connections = |range| {
+        let taken = move |socket: &&Socket| !socket.open && within(range, socket.port) && !listens(socket);
+        let mut found: Vec<String> = others().filter(taken).map(Socket::describe).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
     };
-    let mut connections: Vec<String> = others().filter(taken).map(Socket::describe).collect();
-    connections.sort_unstable();
-    connections.dedup();
-    if !connections.is_empty() {
+    let at_nodes = connections(nodes);
+    if !at_nodes.is_empty() {
         report.warning(
-            format!("connections from NodePorts or masquerade ports: {}", some(&connections)),
-            "a flow that is masqueraded to the same peer may get the same port, and the answers are then mixed up",
+            format!("connections from NodePorts ({}-{}): {}", nodes.0, nodes.1, some(&at_nodes)),
+            "once a service has that NodePort, what comes back to them is taken for its clients' requests",
             "restart these processes once the agent has reserved the ports; one that chooses its port itself needs another",
         );
+    }
+    // Flows are not given a port that a socket of the node has (`bpf_sk_lookup`), and a listener's is in nobody's way.
+    let masqueraded = connections(masquerade);
+    if !masqueraded.is_empty() {
+        report.note(format!(
+            "connections from masquerade ports ({}-{}), which are left to them: {}",
+            masquerade.0,
+            masquerade.1,
+            some(&masqueraded)
+        ));
     }
 }
 
