@@ -8,6 +8,8 @@ mod client;
 mod completion;
 mod crds;
 mod doctor;
+#[cfg(test)]
+mod documents;
 mod drops;
 mod explain;
 mod flow;

@@ -44,13 +44,15 @@ const PLUGIN_CHAINS: [(&str, &str); 9] = [
     ("cali-", "Calico"),
 ];
 /// Devices of other plugins, by their whole names or beginnings, and whose they are.
-const PLUGIN_DEVICES: [(&str, &str); 10] = [
+const PLUGIN_DEVICES: [(&str, &str); 12] = [
     ("antrea-gw0", "Antrea"),
+    ("cali", "Calico"),
     ("cbr0", "the bridge plugin"),
     ("cilium_", "Cilium"),
     ("cni0", "the bridge plugin (flannel)"),
     ("flannel", "flannel"),
     ("kube-bridge", "kube-router"),
+    ("lxc_health", "Cilium"),
     ("ovn-k8s-mp0", "OVN-Kubernetes"),
     ("vxlan.calico", "Calico"),
     ("vxlan-v6.calico", "Calico"),
@@ -110,15 +112,26 @@ pub(super) fn plugins(facts: &Facts, report: &mut Report) {
             );
         }
     }
+    // Some have one for each of their pods.
+    let mut devices: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for link in &facts.links {
-        let known = PLUGIN_DEVICES.iter().find(|(name, _)| link.name.starts_with(name));
-        if let Some((_, owner)) = known {
-            report.warning(
-                format!("device {} of {owner}", link.name),
-                "its routes may lead to pods that are not there any more",
-                format!("remove {owner} from the cluster, then `ip link delete {}`", link.name),
-            );
+        if let Some((_, owner)) = PLUGIN_DEVICES.iter().find(|(name, _)| link.name.starts_with(name)) {
+            devices.entry(owner).or_default().push(link.name.clone());
         }
+    }
+    for (owner, names) in devices {
+        report.warning(
+            format!("devices of {owner}: {}", some(&names)),
+            "their routes may lead to pods that are not there any more",
+            format!(
+                "remove {owner} from the cluster, then `ip link delete {}`{}",
+                names[0],
+                match names.len() {
+                    1 => "",
+                    _ => " and so on, or restart the machine",
+                }
+            ),
+        );
     }
 }
 

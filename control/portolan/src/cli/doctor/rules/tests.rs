@@ -189,9 +189,21 @@ fn what_other_plugins_left_is_told_with_whose_it_is() {
             facts.chains = vec![chain(Keeper::Legacy, "ip", "filter", "KUBE-ROUTER-FORWARD")];
         },
     );
-    one("Warning other-cni: device cilium_host of Cilium", &["`ip link delete cilium_host`"], |facts| {
-        facts.links.push(Link { name: "cilium_host".into(), ..Link::default() });
-    });
+    one(
+        "Warning other-cni: devices of Cilium: cilium_host => ",
+        &["`ip link delete cilium_host`"],
+        |facts| {
+            facts.links.push(Link { name: "cilium_host".into(), ..Link::default() });
+        },
+    );
+    let pods = ["cali1", "cali2", "cali3", "cali4", "cali5"];
+    one(
+        "Warning other-cni: devices of Calico: cali1, cali2, cali3, cali4 and 1 more",
+        &["restart the machine"],
+        |facts| {
+            facts.links.extend(pods.map(|name| Link { name: name.into(), ..Link::default() }));
+        },
+    );
 }
 
 #[test]
