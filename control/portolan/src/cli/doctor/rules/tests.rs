@@ -283,6 +283,15 @@ fn other_sysctls_are_told_with_the_value_to_set() {
 }
 
 #[test]
+fn what_cannot_be_seen_is_not_said_to_be_well() {
+    let mut facts = healthy();
+    facts.sysctls.remove("net/core/bpf_jit_enable");
+    let findings = examine(&facts);
+    let jit = findings.iter().find(|it| it.check == "bpf-jit").unwrap();
+    assert!(jit.severity == Severity::Ok && jit.found.contains("is not told"), "{jit:?}");
+}
+
+#[test]
 fn an_interface_with_a_dot_in_its_name_is_named_as_sysctl_takes_it() {
     assert_eq!(dotted("net/ipv4/conf/eth0.7/rp_filter"), "net.ipv4.conf.eth0/7.rp_filter");
 }
