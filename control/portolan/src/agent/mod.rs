@@ -39,10 +39,11 @@ use crate::health::{self, Health};
 use crate::http;
 use crate::metrics::{self, Metrics};
 use engine::Engine;
+pub(crate) use install::CONFLIST;
 use network::Network;
-pub(crate) use options::SERVICE_CIDRS;
 pub use options::{Departed, LogFormat, Options, Selection, SourceSpec};
 use options::{ExternalMode, RoutingMode};
+pub(crate) use options::{Overlay, SERVICE_CIDRS, ports};
 use programs::Programs;
 use state::Shared;
 pub use uninstall::{UninstallOptions, uninstall};
@@ -244,7 +245,7 @@ fn probe(options: &Options, global: &Global) -> anyhow::Result<Features> {
 }
 
 /// `/sys/fs/bpf` for a directory of pins below it, else the directory itself.
-fn mount_above(pins: &std::path::Path) -> std::path::PathBuf {
+pub(crate) fn mount_above(pins: &std::path::Path) -> std::path::PathBuf {
     let usual = std::path::Path::new("/sys/fs/bpf");
     if pins.starts_with(usual) { usual.into() } else { pins.into() }
 }

@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn every_view_comes_as_table_json_or_yaml() {
-        let commands: [&[&str]; 10] = [
+        let commands: [&[&str]; 11] = [
             &["status"],
             &["service", "list"],
             &["service", "show", "web"],
@@ -67,6 +67,7 @@ mod tests {
             &["drop", "list"],
             &["lb", "list", "--source", "dir:/etc/portolan/objects"],
             &["audit"],
+            &["doctor"],
             &["explain", "10.0.0.1", "10.96.0.10:80"],
             &["trace"],
         ];

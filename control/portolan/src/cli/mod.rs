@@ -7,6 +7,9 @@ mod audit;
 mod client;
 mod completion;
 mod crds;
+mod doctor;
+#[cfg(test)]
+mod documents;
 mod drops;
 mod explain;
 mod flow;
@@ -78,6 +81,12 @@ pub enum Command {
         Example:\n  portolan audit -o json"
     )]
     Audit(Output),
+    /// Look for what of this node is in the way: rules, sysctls, programs, ports; works while no agent runs
+    #[command(
+        after_help = "Changes nothing. Give the options that the agent is started with. Exits with 1 if there is an error.\n\n\
+        Example:\n  portolan doctor --routing-mode vxlan"
+    )]
+    Doctor(Box<doctor::Doctor>),
     /// Tell what would become of a packet, and why; works while no agent runs
     #[command(
         after_help = "Nothing is sent: the packet path's own decision is asked with the live tables.\n\n\
@@ -114,6 +123,7 @@ pub fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Drop(command) => drops::run(command, global)?,
         Command::Lb(command) => lb::run(command)?,
         Command::Audit(output) => return audit::run(output, global),
+        Command::Doctor(doctor) => return doctor::run(&doctor, global),
         Command::Explain(explain) => explain::run(&explain, global)?,
         Command::Trace(trace) => trace::run(&trace, global)?,
         Command::Crds => output::print(&crds::yaml()?)?,

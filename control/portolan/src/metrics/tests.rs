@@ -226,3 +226,17 @@ async fn who_sends_half_a_request_keeps_nobody_waiting_forever() {
     assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
     drop(stalled);
 }
+
+#[test]
+fn every_metric_is_explained_to_operators() {
+    let operations = include_str!("../../../../docs/operations.md");
+    let metrics = Metrics::new();
+    metrics.count_healthz(200);
+    metrics.count_livez(200);
+    let text = metrics.render(&status(), &services(), &outcomes());
+    let names: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(names.len() > 20, "{names:?}");
+    let silent: Vec<_> = names.iter().filter(|name| !operations.contains(&format!("`{name}`"))).collect();
+    assert!(silent.is_empty(), "docs/operations.md says nothing of {silent:?}");
+}
