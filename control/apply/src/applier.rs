@@ -297,6 +297,12 @@ impl Applier {
         }
     }
 
+    /// What is installed of one service.
+    #[must_use]
+    pub fn plan(&self, key: &ServiceKey) -> Option<&ServicePlan> {
+        self.installed.get(key).map(|installed| &*installed.plan)
+    }
+
     /// Everything installed.
     pub fn plans(&self) -> impl Iterator<Item = (&ServiceKey, &ServicePlan)> {
         self.installed.iter().map(|(key, installed)| (key, &*installed.plan))

@@ -13,6 +13,8 @@ use portolan_node::Sizes;
 use portolan_node::link::overhead;
 use portolan_plan::NodePortAddresses;
 
+use super::announce::AnnounceOptions;
+
 /// The ranges of cluster addresses, unless options say otherwise.
 pub(crate) const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/12", "fd00:10:96::/112"];
 
@@ -87,6 +89,8 @@ pub struct Options {
     /// still answer. What a slice still names has not left: a backend that is not ready, or terminates, keeps its connections
     #[arg(long, value_enum, default_value_t = Departed::Keep)]
     pub departed_backends: Departed,
+    #[command(flatten)]
+    pub(super) announce: AnnounceOptions,
     /// How often tables, pods' records, programs and flows are compared with what they should be, and mended
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub audit_interval: u64,

@@ -4,6 +4,7 @@
 //! that value to text.
 
 mod audit;
+mod bgp;
 mod client;
 mod completion;
 mod crds;
@@ -72,9 +73,12 @@ pub enum Command {
     /// Look at what became of packets, and why some were dropped; works while no agent runs
     #[command(subcommand)]
     Drop(drops::Command),
-    /// Look at the public addresses of services; works while neither agent nor controller runs
+    /// Look at the public addresses of services, and who announces them
     #[command(subcommand)]
     Lb(lb::Command),
+    /// Look at what routers are told, and at the sessions with them
+    #[command(subcommand)]
+    Bgp(bgp::Command),
     /// Compare the kernel's tables, programs and pins with what the objects want; exits with 1 if they differ
     #[command(
         after_help = "The agent does the same every minute (--audit-interval) and mends what differs.\n\n\
@@ -121,7 +125,8 @@ pub fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Pod(command) => pod::run(command, global)?,
         Command::Flow(command) => flow::run(command, global)?,
         Command::Drop(command) => drops::run(command, global)?,
-        Command::Lb(command) => lb::run(command)?,
+        Command::Lb(command) => lb::run(command, global)?,
+        Command::Bgp(command) => bgp::run(command, global)?,
         Command::Audit(output) => return audit::run(output, global),
         Command::Doctor(doctor) => return doctor::run(&doctor, global),
         Command::Explain(explain) => explain::run(&explain, global)?,

@@ -27,6 +27,9 @@ fn status() -> Status {
         syncs: 17,
         internal_without_local: 2,
         external_without_local: 5,
+        bgp_sessions: [("tor1".into(), true), ("tor2".into(), false)].into(),
+        bgp_routes: 4,
+        l2_owned: 6,
         ..Status::default()
     }
 }
@@ -94,6 +97,10 @@ fn every_number_of_the_agent_has_its_series() {
         ("portolan_pods", 3.0),
         ("portolan_syncs_total", 17.0),
         ("portolan_last_sync_seconds", 0.0015),
+        ("portolan_bgp_session_up{peer=\"tor1\"}", 1.0),
+        ("portolan_bgp_session_up{peer=\"tor2\"}", 0.0),
+        ("portolan_bgp_routes", 4.0),
+        ("portolan_l2_owned", 6.0),
         ("portolan_refused_documents", 2.0),
         ("kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"internal\"}", 2.0),
         ("kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\"}", 5.0),
