@@ -290,7 +290,7 @@ fn pool(name: &str, report: &PoolReport) -> Pool {
 /// JSON's readers have whole numbers of 64 bits at most.
 fn count(count: Count) -> AddressCount {
     let number = |number: u128| i64::try_from(number).unwrap_or(i64::MAX);
-    AddressCount { total: number(count.total), used: number(count.used), free: number(count.free) }
+    AddressCount { total: number(count.total), assigned: number(count.used), available: number(count.free) }
 }
 
 fn condition(condition: &Condition) -> StatusCondition {
