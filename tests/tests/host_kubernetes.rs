@@ -115,7 +115,7 @@ async fn the_first_update_is_everything_and_changes_follow() -> Result<()> {
     while bench.port("a") != Some(90) {
         bench.next().await?;
     }
-    assert_eq!(bench.server.lists(), 3, "one for each kind");
+    assert_eq!(bench.server.lists(), 6, "one for each kind");
     Ok(())
 }
 
@@ -195,5 +195,34 @@ async fn another_server_takes_over_when_one_does_not_answer() -> Result<()> {
     let named = |event: &Event| matches!(event, Event::Upsert(object) if object.key().name() == "b");
     ensure!(events.iter().any(named), "{events:?}");
     ensure!(events.iter().all(|event| matches!(event, Event::Upsert(_))), "nothing was deleted: {events:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kinds_that_are_not_installed_keep_nobody_from_being_served_and_are_looked_for_again() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    std::fs::create_dir(directory.path().join("objects"))?;
+    let pool = "apiVersion: portolan.dev/v1alpha1\nkind: LoadBalancerPool\nmetadata: {name: p}\n\
+                spec: {addresses: [198.51.100.0/24]}\n";
+    write(directory.path(), &[("services.yaml", service("a", "80")), ("pool.yaml", pool.to_owned())])?;
+    let server = ApiServer::start(&directory.path().join("objects"))?;
+    for plural in ["loadbalancerpools", "bgppeers", "bgpadvertisements"] {
+        server.set_missing(plural, true);
+    }
+    let kubeconfig = write_kubeconfig(&directory.path().join("kubeconfig"), server.listen()?)?;
+    let config = ApiConfig { kubeconfig: Some(kubeconfig), ..ApiConfig::default() };
+    let (mut updates, _source) = ClusterSource::start(config).await?;
+    let first = tokio::time::timeout(SOON, updates.recv()).await?.context("the first update")?;
+    assert_eq!(first.events.len(), 1, "the service alone: {:?}", first.events);
+
+    server.set_missing("loadbalancerpools", false);
+    let update = tokio::time::timeout(SOON, updates.recv()).await.context("of the pool")?;
+    let events = update.context("the source has ended")?.events;
+    ensure!(matches!(&events[..], [Event::Upsert(Object::LoadBalancerPool(_))]), "{events:?}");
+
+    server.set_missing("loadbalancerpools", true);
+    let update = tokio::time::timeout(SOON, updates.recv()).await.context("of its end")?;
+    let events = update.context("the source has ended")?.events;
+    ensure!(matches!(&events[..], [Event::Delete(key)] if key.name() == "p"), "{events:?}");
     Ok(())
 }

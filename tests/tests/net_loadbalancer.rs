@@ -20,7 +20,7 @@ const RANGES: [&str; 2] = ["198.51.100.8/29", "2001:db8:f::8/125"];
 fn pool(name: &str, cidrs: [&str; 2]) -> String {
     format!(
         "apiVersion: portolan.dev/v1alpha1\nkind: LoadBalancerPool\nmetadata: {{name: {name}}}\n\
-         spec: {{cidrs: [{}, \"{}\"]}}\n",
+         spec: {{addresses: [{}, \"{}\"]}}\n",
         cidrs[0], cidrs[1]
     )
 }

@@ -1,5 +1,6 @@
 //! Lists and watches, and tells what changed.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::state::{KINDS, Seen, State};
+use crate::facts::Facts;
+use crate::state::{Interest, Seen, State};
 use crate::{ApiConfig, ConfigError};
 
 /// Updates that may wait for their reader.
@@ -45,22 +47,54 @@ impl Drop for ClusterHandle {
     }
 }
 
+/// What changed, and how the objects of the changes are at the server.
+#[derive(Debug)]
+pub struct Watched {
+    /// What changed.
+    pub update: Update,
+    /// New facts in their order; none: the object is gone.
+    pub facts: Vec<(ObjectKey, Option<Facts>)>,
+}
+
+impl From<Watched> for Update {
+    fn from(watched: Watched) -> Self {
+        watched.update
+    }
+}
+
 impl ClusterSource {
-    /// Watches an API server. The first update is the complete state and comes when every kind was listed; until then,
+    /// Watches what an agent needs of an API server. The first update is the complete state and comes when every kind was listed; until then,
     /// and whenever the server does not answer, nothing comes. Needs a tokio runtime.
     ///
     /// # Errors
     /// There is no usable configuration. A server that does not answer is no error.
     pub async fn start(config: ApiConfig) -> Result<(mpsc::Receiver<Update>, ClusterHandle), ConfigError> {
+        Self::begin(config, Interest::AGENT).await
+    }
+
+    /// As [`start`](Self::start), for the controller.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn watch(config: ApiConfig) -> Result<(mpsc::Receiver<Watched>, ClusterHandle), ConfigError> {
+        Self::begin(config, Interest::CONTROLLER).await
+    }
+
+    async fn begin<T: From<Watched> + Send + 'static>(
+        config: ApiConfig,
+        interest: Interest,
+    ) -> Result<(mpsc::Receiver<T>, ClusterHandle), ConfigError> {
         let (client, server) = config.client(0).await?;
         let (updates, receiver) = mpsc::channel(UPDATES_WAITING);
         let worker = Worker {
             config,
             updates,
-            state: State::default(),
+            interest,
+            state: State::new(interest),
             pending: Vec::new(),
             refusals: Vec::new(),
             told: false,
+            missing: BTreeSet::new(),
         };
         Ok((receiver, ClusterHandle(tokio::spawn(worker.run(client, server.to_string())))))
     }
@@ -75,9 +109,10 @@ enum End {
     Away,
 }
 
-struct Worker {
+struct Worker<T> {
     config: ApiConfig,
-    updates: mpsc::Sender<Update>,
+    updates: mpsc::Sender<T>,
+    interest: Interest,
     state: State,
     /// Events that nobody was told of yet.
     pending: Vec<Event>,
@@ -85,9 +120,11 @@ struct Worker {
     refusals: Vec<Refusal>,
     /// The complete state was told once.
     told: bool,
+    /// Kinds of our own that the server does not have.
+    missing: BTreeSet<Kind>,
 }
 
-impl Worker {
+impl<T: From<Watched> + Send + 'static> Worker<T> {
     async fn run(mut self, mut client: Client, mut server: String) {
         let mut turn = 0;
         while self.watch(client.clone(), &server).await == End::Away {
@@ -106,7 +143,7 @@ impl Worker {
     /// Watches one server until it does not answer any more and there is another one, or nobody reads.
     async fn watch(&mut self, client: Client, server: &str) -> End {
         let name = Arc::new(PathBuf::from(server));
-        let kinds = KINDS.map(|kind| of_kind(client.clone(), kind));
+        let kinds = self.interest.kinds.iter().map(|kind| of_kind(client.clone(), *kind));
         let mut told = pin!(stream::select_all(kinds).ready_chunks(BATCH));
         let mut failures = 0;
         loop {
@@ -118,7 +155,11 @@ impl Worker {
             let Some(chunk) = chunk else { return End::Away };
             for (kind, seen) in chunk {
                 match seen {
+                    Err(error) if is_missing(kind, &error) => self.note_missing(kind, &name),
                     Ok(seen) => {
+                        if matches!(seen, Seen::ListEnds) && self.missing.remove(&kind) {
+                            tracing::info!(server, %kind, "the API server has this kind now");
+                        }
                         if std::mem::take(&mut failures) > 0 {
                             tracing::info!(server, "the API server answers again");
                         }
@@ -139,13 +180,24 @@ impl Worker {
         }
     }
 
+    /// A kind that the server does not have has no objects. The watcher asks again from time to time.
+    fn note_missing(&mut self, kind: Kind, server: &Arc<PathBuf>) {
+        if self.missing.insert(kind) {
+            tracing::warn!(server = %server.display(), %kind, "the API server does not have this kind: apply deploy/crds.yaml");
+        }
+        for seen in [Seen::ListBegins, Seen::ListEnds] {
+            self.pending.extend(self.state.take_in(kind, seen, server));
+        }
+    }
+
     /// Tells the reader what is new, once the state is complete.
-    async fn tell(&mut self) -> Result<(), mpsc::error::SendError<Update>> {
+    async fn tell(&mut self) -> Result<(), mpsc::error::SendError<T>> {
         if !self.state.is_complete() {
             return Ok(());
         }
         let refusals = self.state.refusals();
-        if self.told && self.pending.is_empty() && refusals == self.refusals {
+        let facts = self.state.take_facts();
+        if self.told && self.pending.is_empty() && facts.is_empty() && refusals == self.refusals {
             return Ok(());
         }
         for refusal in refusals.iter().filter(|refusal| !self.refusals.contains(refusal)) {
@@ -153,11 +205,25 @@ impl Worker {
         }
         self.refusals.clone_from(&refusals);
         self.told = true;
-        self.updates.send(Update { events: std::mem::take(&mut self.pending), refusals, synced: true }).await
+        let update = Update { events: std::mem::take(&mut self.pending), refusals, synced: true };
+        self.updates.send(Watched { update, facts }.into()).await
     }
 }
 
 type Told = (Kind, Result<Seen, watcher::Error>);
+
+/// Whether a failure means that a kind of our own group is not installed.
+fn is_missing(kind: Kind, error: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) = error else {
+        return false;
+    };
+    is_own(kind) && matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// Whether a kind is of our own group: its definition has to be installed.
+fn is_own(kind: Kind) -> bool {
+    matches!(kind, Kind::LoadBalancerPool | Kind::BgpPeer | Kind::BgpAdvertisement)
+}
 
 /// Everything that happens to objects of a kind, for ever.
 fn of_kind(client: Client, kind: Kind) -> BoxStream<'static, Told> {
@@ -197,16 +263,18 @@ fn document(mut object: DynamicObject, types: &TypeMeta) -> Value {
     serde_json::to_value(&object).unwrap_or_default()
 }
 
-/// What is listed and watched, as `group/plural`, sorted: what a role has to allow.
-#[must_use]
-pub fn resources() -> Vec<String> {
-    let mut resources: Vec<String> =
-        KINDS.map(resource).iter().map(|it| format!("{}/{}", it.group, it.plural)).collect();
-    resources.sort();
-    resources
+impl Interest {
+    /// What is listed and watched, as `group/plural`, sorted: what a role has to allow.
+    #[must_use]
+    pub fn resources(&self) -> Vec<String> {
+        let resources = self.kinds.iter().map(|kind| resource(*kind));
+        let mut resources: Vec<String> = resources.map(|it| format!("{}/{}", it.group, it.plural)).collect();
+        resources.sort();
+        resources
+    }
 }
 
-fn resource(kind: Kind) -> ApiResource {
+pub(crate) fn resource(kind: Kind) -> ApiResource {
     let (group, version) = match kind.api_version().split_once('/') {
         Some((group, version)) => (group, version),
         None => ("", kind.api_version()),

@@ -8,8 +8,34 @@ use portolan_model::{Event, Invalid, Kind, ObjectKey, Refused, read, service_of}
 use portolan_source::{Effect, Refusal};
 use serde_json::Value;
 
-/// The kinds that are watched.
-pub(crate) const KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+use crate::facts::Facts;
+
+/// What is watched, and what of it is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interest {
+    /// The kinds.
+    pub kinds: &'static [Kind],
+    /// [`Facts`] of objects are told beside their events.
+    pub facts: bool,
+}
+
+impl Interest {
+    /// Of an agent: what is served, and what is announced.
+    pub const AGENT: Self = Self {
+        kinds: &[
+            Kind::Service,
+            Kind::EndpointSlice,
+            Kind::Node,
+            Kind::LoadBalancerPool,
+            Kind::BgpPeer,
+            Kind::BgpAdvertisement,
+        ],
+        facts: false,
+    };
+    /// Of the controller: who asks for addresses, which there are, and which nodes and pods have.
+    pub const CONTROLLER: Self =
+        Self { kinds: &[Kind::Service, Kind::Node, Kind::LoadBalancerPool], facts: true };
+}
 
 /// What was told about objects of one kind.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,9 +51,11 @@ pub enum Seen {
 }
 
 /// Everything that the API server told.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct State {
+    interest: Interest,
     kinds: BTreeMap<Kind, OfKind>,
+    facts: Vec<(ObjectKey, Option<Facts>)>,
 }
 
 /// One kind.
@@ -49,6 +77,12 @@ struct Known {
 }
 
 impl State {
+    /// Nothing was told yet.
+    #[must_use]
+    pub const fn new(interest: Interest) -> Self {
+        Self { interest, kinds: BTreeMap::new(), facts: Vec::new() }
+    }
+
     /// Takes in what was told about objects of a kind by the server of this name; what follows for the reader.
     pub fn take_in(&mut self, kind: Kind, seen: Seen, server: &Arc<PathBuf>) -> Vec<Event> {
         let of_kind = self.kinds.entry(kind).or_default();
@@ -57,16 +91,48 @@ impl State {
                 of_kind.listing = Some(BTreeSet::new());
                 Vec::new()
             }
-            Seen::Object(document) => of_kind.object(kind, &document, server).into_iter().collect(),
-            Seen::Deleted(key) => of_kind.remove(&key).into_iter().collect(),
-            Seen::ListEnds => of_kind.end_list(),
+            Seen::Object(document) => {
+                if self.interest.facts
+                    && let Some(facts) = Facts::of(&document)
+                {
+                    self.facts.extend(named(kind, &document).map(|key| (key, Some(facts))));
+                }
+                of_kind.object(kind, &document, server).into_iter().collect()
+            }
+            Seen::Deleted(key) => {
+                let event = of_kind.remove(&key);
+                self.forget(key);
+                event.into_iter().collect()
+            }
+            Seen::ListEnds => {
+                let mut events = Vec::new();
+                for key in of_kind.end_list() {
+                    events.extend(of_kind.remove(&key));
+                    if self.interest.facts {
+                        self.facts.push((key, None));
+                    }
+                }
+                events
+            }
         }
+    }
+
+    fn forget(&mut self, key: ObjectKey) {
+        if self.interest.facts {
+            self.facts.push((key, None));
+        }
+    }
+
+    /// Facts that are new since this was asked last, in their order; none: the object is gone. Empty unless facts are of
+    /// [interest](Interest::facts).
+    pub fn take_facts(&mut self) -> Vec<(ObjectKey, Option<Facts>)> {
+        std::mem::take(&mut self.facts)
     }
 
     /// Whether every kind's list was complete once.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        KINDS.iter().all(|kind| self.kinds.get(kind).is_some_and(|it| it.complete))
+        self.interest.kinds.iter().all(|kind| self.kinds.get(kind).is_some_and(|it| it.complete))
     }
 
     /// Everything that is refused now.
@@ -122,11 +188,10 @@ impl OfKind {
     }
 
     /// What was known before and is not in the list was deleted while nobody watched.
-    fn end_list(&mut self) -> Vec<Event> {
+    fn end_list(&mut self) -> Vec<ObjectKey> {
         self.complete = true;
         let Some(listed) = self.listing.take() else { return Vec::new() };
-        let gone: Vec<ObjectKey> = self.objects.keys().filter(|key| !listed.contains(key)).cloned().collect();
-        gone.iter().filter_map(|key| self.remove(key)).collect()
+        self.objects.keys().filter(|key| !listed.contains(key)).cloned().collect()
     }
 }
 
@@ -142,6 +207,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    const SERVED: Interest =
+        Interest { kinds: &[Kind::Service, Kind::EndpointSlice, Kind::Node], facts: false };
 
     fn server() -> Arc<PathBuf> {
         Arc::new("https://192.0.2.1:6443".into())
@@ -182,8 +250,8 @@ mod tests {
 
     #[test]
     fn a_state_is_complete_when_every_kind_was_listed_once() {
-        let mut state = State::default();
-        for kind in KINDS {
+        let mut state = State::new(SERVED);
+        for kind in SERVED.kinds.iter().copied() {
             assert!(!state.is_complete(), "{kind:?} is missing");
             state.list(kind, &[]);
         }
@@ -194,7 +262,7 @@ mod tests {
 
     #[test]
     fn what_a_second_list_lacks_was_deleted() {
-        let mut state = State::default();
+        let mut state = State::new(SERVED);
         assert_eq!(names(&state.list(Kind::Service, &[service("a", 1), service("b", 2)])), ["+a", "+b"]);
         assert_eq!(names(&state.list(Kind::Service, &[service("b", 3)])), ["+b", "-a"]);
         assert_eq!(names(&state.list(Kind::Node, &[node("n")])), ["+n"], "other kinds are not concerned");
@@ -203,7 +271,7 @@ mod tests {
 
     #[test]
     fn what_was_deleted_during_a_list_is_told_once() {
-        let mut state = State::default();
+        let mut state = State::new(SERVED);
         state.list(Kind::Service, &[service("a", 1)]);
         let deleted = || Seen::Deleted(key("a"));
         assert_eq!(state.take_in(Kind::Service, deleted(), &server()), [Event::Delete(key("a"))]);
@@ -213,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_bad_version_is_refused_with_its_field_and_the_last_good_one_stays() {
-        let mut state = State::default();
+        let mut state = State::new(SERVED);
         state.list(Kind::Service, &[service("a", 1)]);
         let bad = Seen::Object(Box::new(json!({
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "shop"},
@@ -241,11 +309,27 @@ mod tests {
 
     #[test]
     fn an_object_that_was_never_good_is_neither_served_nor_deleted() {
-        let mut state = State::default();
+        let mut state = State::new(SERVED);
         let bad = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "shop"}, "spec": 1});
         assert_eq!(state.list(Kind::Service, &[bad]), []);
         assert_eq!(state.refusals()[0].effect, Effect::NotServed);
         assert_eq!(state.list(Kind::Service, &[]), []);
         assert_eq!(state.refusals(), []);
+    }
+
+    #[test]
+    fn facts_are_told_of_whatever_exists_also_if_it_is_refused() {
+        let mut state = State::new(Interest::CONTROLLER);
+        let mut bad = service("a", 0);
+        bad["spec"]["clusterIP"] = json!(7);
+        bad["metadata"]["uid"] = json!("u1");
+        bad["metadata"]["resourceVersion"] = json!("5");
+        assert_eq!(state.list(Kind::Service, &[bad]), []);
+        let facts = state.take_facts();
+        assert!(matches!(&facts[..], [(of, Some(facts))] if *of == key("a") && facts.uid == "u1"), "{facts:?}");
+        assert_eq!(state.list(Kind::Service, &[]), []);
+        assert_eq!(state.take_facts(), [(key("a"), None)]);
+        state.take_in(Kind::Service, Seen::Deleted(key("b")), &server());
+        assert_eq!(state.take_facts(), [(key("b"), None)]);
     }
 }

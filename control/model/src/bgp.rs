@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::custom::{BgpAdvertisementSpec, BgpPeerSpec, Custom};
 use crate::name::{check_label, check_subdomain};
-use crate::{Family, Invalid, Name, NamespacedName, Selector};
+use crate::{Family, Invalid, Name, NamespacedName, Selectors, duration};
 
 /// A valid BGPPeer. What depends on the node (its own AS number, whether it listens) is checked by the speaker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub struct BgpPeer {
     /// The next hop of IPv6 routes; none is the session's own address.
     pub next_hop_v6: Option<Ipv6Addr>,
     /// Which nodes have a session with it.
-    pub nodes: Selector,
+    pub nodes: Selectors,
 }
 
 /// Where a password is.
@@ -66,7 +66,7 @@ pub struct BgpAdvertisement {
     /// Peers that are told; empty: all.
     pub peers: BTreeSet<Name>,
     /// Which nodes announce.
-    pub nodes: Selector,
+    pub nodes: Selectors,
     /// Tags, as the 32 bits that are sent (RFC 1997).
     pub communities: BTreeSet<u32>,
     /// Tags with three numbers (RFC 8092).
@@ -85,15 +85,11 @@ impl BgpPeer {
     pub(crate) fn new(name: &str, wire: &Custom<BgpPeerSpec>) -> Result<Self, Invalid> {
         let spec = &wire.spec;
         let peer_address = peer_address(spec.peer_address.as_deref())?;
-        let hold_time = number("spec.holdTimeSeconds", spec.hold_time_seconds, 0, u16::MAX)?.unwrap_or(90);
+        let hold_time = seconds("spec.holdTime", spec.hold_time.as_deref(), 0, u16::MAX)?.unwrap_or(90);
         if (1..3).contains(&hold_time) {
-            return Err(Invalid::new(
-                "spec.holdTimeSeconds",
-                "3 or more, or 0 for ever",
-                hold_time.to_string(),
-            ));
+            return Err(Invalid::new("spec.holdTime", "3s or more, or 0s for ever", format!("{hold_time}s")));
         }
-        let restart = number("spec.gracefulRestartSeconds", spec.graceful_restart_seconds, 0, 4095)?;
+        let restart = seconds("spec.gracefulRestartTime", spec.graceful_restart_time.as_deref(), 0, 4095)?;
         Ok(Self {
             name: name.into(),
             peer_asn: asn("spec.peerASN", spec.peer_asn)?
@@ -101,7 +97,7 @@ impl BgpPeer {
             my_asn: asn("spec.myASN", spec.my_asn)?,
             peer_port: number("spec.peerPort", spec.peer_port, 1, u16::MAX)?.unwrap_or(179),
             hold_time,
-            keepalive_time: keepalive(spec.keepalive_time_seconds, hold_time)?,
+            keepalive_time: keepalive(spec.keepalive_time.as_deref(), hold_time)?,
             source_address: source_address(spec.source_address.as_deref(), peer_address)?,
             ebgp_multihop: number("spec.ebgpMultiHop", spec.ebgp_multi_hop, 1, u8::MAX)?,
             ttl_security: number("spec.ttlSecurity", spec.ttl_security, 1, 254)?,
@@ -111,7 +107,7 @@ impl BgpPeer {
             passive: spec.passive.unwrap_or(false),
             next_hop_v4: next_hop("spec.nextHopIPv4", "an IPv4 address", spec.next_hop_v4.as_deref())?,
             next_hop_v6: next_hop("spec.nextHopIPv6", "an IPv6 address", spec.next_hop_v6.as_deref())?,
-            nodes: Selector::new("spec.nodeSelector", &spec.node_selector)?,
+            nodes: Selectors::new("spec.nodeSelectors", &spec.node_selectors)?,
             peer_address,
         })
     }
@@ -141,7 +137,7 @@ impl BgpAdvertisement {
             name: name.into(),
             pools: names("spec.pools", &spec.pools)?,
             peers: names("spec.peers", &spec.peers)?,
-            nodes: Selector::new("spec.nodeSelector", &spec.node_selector)?,
+            nodes: Selectors::new("spec.nodeSelectors", &spec.node_selectors)?,
             communities,
             large_communities,
             local_preference: number("spec.localPref", spec.local_pref, 0, u32::MAX)?,
@@ -189,13 +185,24 @@ fn peer_address(text: Option<&str>) -> Result<IpAddr, Invalid> {
     text.parse().ok().filter(good).ok_or_else(|| Invalid::text(FIELD, EXPECTED, text))
 }
 
-fn keepalive(seconds: Option<i64>, hold_time: u16) -> Result<Option<u16>, Invalid> {
-    const FIELD: &str = "spec.keepaliveTimeSeconds";
-    let time = number(FIELD, seconds, 1, u16::MAX)?;
+/// A duration in whole seconds within bounds, both included.
+fn seconds(field: &str, text: Option<&str>, least: u16, most: u16) -> Result<Option<u16>, Invalid> {
+    let Some(text) = text else { return Ok(None) };
+    let valid = duration::seconds(text).and_then(|seconds| u16::try_from(seconds).ok());
+    let valid = valid.filter(|seconds| (least..=most).contains(seconds));
+    valid.map(Some).ok_or_else(|| {
+        let expected = format!("a duration like 90s or 1m30s, from {least}s to {most}s in whole seconds");
+        Invalid::text(field, expected, text)
+    })
+}
+
+fn keepalive(text: Option<&str>, hold_time: u16) -> Result<Option<u16>, Invalid> {
+    const FIELD: &str = "spec.keepaliveTime";
+    let time = seconds(FIELD, text, 1, u16::MAX)?;
     match time {
         Some(time) if time >= hold_time => {
-            let expected = format!("less than the hold time, {hold_time}");
-            Err(Invalid::new(FIELD, expected, time.to_string()))
+            let expected = format!("less than the hold time, {hold_time}s");
+            Err(Invalid::new(FIELD, expected, format!("{time}s")))
         }
         time => Ok(time),
     }
@@ -219,18 +226,18 @@ fn next_hop<T: std::str::FromStr>(
 }
 
 fn password(spec: &BgpPeerSpec) -> Result<Option<PasswordSource>, Invalid> {
-    match (&spec.password_secret, spec.password_file.as_deref()) {
-        (None, None) => Ok(None),
-        (Some(_), Some(file)) => {
-            Err(Invalid::text("spec.passwordFile", "nothing beside spec.passwordSecret", file))
-        }
+    let Some(password) = &spec.password else { return Ok(None) };
+    match (&password.secret_ref, password.file.as_deref()) {
         (Some(secret), None) => {
-            check_label("spec.passwordSecret.namespace", &secret.namespace)?;
-            check_subdomain("spec.passwordSecret.name", &secret.name)?;
+            check_label("spec.password.secretRef.namespace", &secret.namespace)?;
+            check_subdomain("spec.password.secretRef.name", &secret.name)?;
             Ok(Some(PasswordSource::Secret(NamespacedName::new(&secret.namespace, &secret.name))))
         }
         (None, Some(file)) if file.starts_with('/') => Ok(Some(PasswordSource::File(file.into()))),
-        (None, Some(file)) => Err(Invalid::text("spec.passwordFile", "an absolute path", file)),
+        (None, Some(file)) => Err(Invalid::text("spec.password.file", "an absolute path", file)),
+        (Some(_), Some(_)) => Err(Invalid::new("spec.password", "secretRef or file", "both of them")),
+        // A session without its password must not be what a typing mistake makes.
+        (None, None) => Err(Invalid::absent("spec.password", "secretRef or file")),
     }
 }
 

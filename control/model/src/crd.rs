@@ -31,14 +31,24 @@ pub fn crds() -> Vec<Value> {
 const POOL_COLUMNS: &[Column] = &[
     Column { name: "Auto", kind: "boolean", path: ".spec.autoAssign", about: "Given without asking" },
     Column { name: "Priority", kind: "integer", path: ".spec.priority", about: "Higher ones are used first" },
-    Column { name: "IPv4 used", kind: "integer", path: ".status.ipv4.used", about: "Addresses in use" },
     Column {
-        name: "IPv4 free",
+        name: "IPv4 assigned",
         kind: "integer",
-        path: ".status.ipv4.free",
+        path: ".status.ipv4.assigned",
+        about: "Addresses that services have",
+    },
+    Column {
+        name: "IPv4 available",
+        kind: "integer",
+        path: ".status.ipv4.available",
         about: "Addresses that are left",
     },
-    Column { name: "IPv6 used", kind: "integer", path: ".status.ipv6.used", about: "Addresses in use" },
+    Column {
+        name: "IPv6 assigned",
+        kind: "integer",
+        path: ".status.ipv6.assigned",
+        about: "Addresses that services have",
+    },
     Column {
         name: "Ready",
         kind: "string",

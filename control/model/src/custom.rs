@@ -29,25 +29,20 @@ pub(crate) struct Custom<S> {
 /// Public addresses that services of type LoadBalancer may be given.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "(has(self.cidrs) && size(self.cidrs) > 0) || (has(self.ranges) && size(self.ranges) > 0)",
-    "message": "a pool needs cidrs or ranges",
-}]))]
+#[schemars(extend("required" = ["addresses"]))]
 pub(crate) struct LoadBalancerPoolSpec {
-    /// Prefixes, of either family, all of whose addresses may be given.
+    /// The addresses that may be given, of either family: prefixes as 198.51.100.0/24, and ranges as
+    /// 198.51.100.10-198.51.100.19, both ends included.
     #[serde(deserialize_with = "nullable")]
-    #[schemars(length(max = 256), extend("items" = {"type": "string", "format": "cidr"}))]
-    pub(crate) cidrs: Vec<String>,
-    /// Ranges of addresses, of either family, both ends included.
-    #[serde(deserialize_with = "nullable")]
-    #[schemars(length(max = 256))]
-    pub(crate) ranges: Vec<AddressRange>,
+    #[schemars(length(min = 1, max = 256))]
+    pub(crate) addresses: Vec<String>,
     /// Only services with these labels may have addresses of this pool. Absent: all.
     #[serde(deserialize_with = "nullable")]
     pub(crate) service_selector: LabelSelector,
-    /// Only services of these namespaces may have addresses of this pool. Empty: of all.
+    /// Only services of these namespaces may have addresses of this pool. Absent: of all. Namespaces are named by the label
+    /// kubernetes.io/metadata.name, in matchLabels or by the operator In; other labels are not supported.
     #[serde(deserialize_with = "nullable")]
-    pub(crate) namespaces: Vec<String>,
+    pub(crate) namespace_selector: LabelSelector,
     /// Whether services get addresses of this pool without asking for the pool or for an address.
     #[schemars(extend("default" = true))]
     pub(crate) auto_assign: Option<bool>,
@@ -65,19 +60,6 @@ pub(crate) struct LoadBalancerPoolSpec {
         "x-kubernetes-list-type" = "set",
     ))]
     pub(crate) announce: Option<Vec<String>>,
-}
-
-/// Addresses from the first to the last, both included.
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(default)]
-#[schemars(extend("required" = ["first", "last"]))]
-pub(crate) struct AddressRange {
-    /// The first address.
-    #[serde(deserialize_with = "nullable")]
-    pub(crate) first: String,
-    /// The last address, of the same family.
-    #[serde(deserialize_with = "nullable")]
-    pub(crate) last: String,
 }
 
 /// A selector of labels; everything in it must hold.
@@ -112,13 +94,7 @@ pub(crate) struct LabelRequirement {
 /// A router that addresses are announced to by BGP.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
-#[schemars(extend(
-    "required" = ["peerAddress", "peerASN"],
-    "x-kubernetes-validations" = [{
-        "rule": "!(has(self.passwordSecret) && has(self.passwordFile))",
-        "message": "a password comes from passwordSecret or from passwordFile, not from both",
-    }],
-))]
+#[schemars(extend("required" = ["peerAddress", "peerASN"]))]
 pub(crate) struct BgpPeerSpec {
     /// The router's address. Link-local addresses are not supported.
     pub(crate) peer_address: Option<String>,
@@ -133,12 +109,12 @@ pub(crate) struct BgpPeerSpec {
     /// The router's TCP port.
     #[schemars(range(min = 1, max = 65535), extend("default" = 179))]
     pub(crate) peer_port: Option<i64>,
-    /// How long either side waits for a message, in seconds: 3 or more, or 0 for ever. The lower of both sides' counts.
-    #[schemars(range(min = 0, max = 65535), extend("default" = 90))]
-    pub(crate) hold_time_seconds: Option<i64>,
-    /// How often to say that one is there, in seconds. Absent: a third of the hold time.
-    #[schemars(range(min = 1, max = 65534))]
-    pub(crate) keepalive_time_seconds: Option<i64>,
+    /// How long either side waits for a message, as 90s or 1m30s, in whole seconds: 3s or more, or 0s for ever. The lower of
+    /// both sides' counts.
+    #[schemars(extend("default" = "90s"))]
+    pub(crate) hold_time: Option<String>,
+    /// How often to say that one is there, as 30s. Absent: a third of the hold time.
+    pub(crate) keepalive_time: Option<String>,
     /// The address to connect from, of the router's family. Absent: the kernel's choice.
     pub(crate) source_address: Option<String>,
     /// How many routers packets to a peer of another AS may pass, itself included. Absent: 1.
@@ -147,10 +123,8 @@ pub(crate) struct BgpPeerSpec {
     /// The router is at most so many hops away; packets from further are refused (RFC 5082). It must do the same.
     #[schemars(range(min = 1, max = 254))]
     pub(crate) ttl_security: Option<i64>,
-    /// The Secret whose entry `password` is the key of TCP MD5 signatures (RFC 2385).
-    pub(crate) password_secret: Option<SecretName>,
-    /// The file on each node that holds that key, for agents that read objects from a directory.
-    pub(crate) password_file: Option<String>,
+    /// Where the key of TCP MD5 signatures (RFC 2385) is. Absent: they are not used.
+    pub(crate) password: Option<Password>,
     /// Families of addresses to announce. Absent: both.
     #[schemars(extend(
         "items" = {"type": "string", "enum": ["IPv4", "IPv6"]},
@@ -158,9 +132,9 @@ pub(crate) struct BgpPeerSpec {
         "x-kubernetes-list-type" = "set",
     ))]
     pub(crate) families: Option<Vec<String>>,
-    /// How long the router keeps routes while an agent restarts, in seconds (RFC 4724). 0: not at all.
-    #[schemars(range(min = 0, max = 4095), extend("default" = 120))]
-    pub(crate) graceful_restart_seconds: Option<i64>,
+    /// How long the router keeps routes while an agent restarts (RFC 4724), as 2m, 4095s at most. 0s: not at all.
+    #[schemars(extend("default" = "120s"))]
+    pub(crate) graceful_restart_time: Option<String>,
     /// Wait for the router's connection and never connect.
     #[schemars(extend("default" = false))]
     pub(crate) passive: Option<bool>,
@@ -172,9 +146,23 @@ pub(crate) struct BgpPeerSpec {
     #[serde(rename = "nextHopIPv6")]
     #[schemars(extend("format" = "ipv6"))]
     pub(crate) next_hop_v6: Option<String>,
-    /// Only nodes with these labels have a session with this router. Absent: all.
+    /// Only nodes that one of these selects have a session with this router. Absent: all.
     #[serde(deserialize_with = "nullable")]
-    pub(crate) node_selector: LabelSelector,
+    pub(crate) node_selectors: Vec<LabelSelector>,
+}
+
+/// Where a password is: in a Secret or in a file.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.secretRef) != has(self.file)",
+    "message": "a password comes from secretRef or from file",
+}]))]
+pub(crate) struct Password {
+    /// The Secret whose entry `password` it is.
+    pub(crate) secret_ref: Option<SecretName>,
+    /// The file on each node that holds it, by its absolute path: for agents that read objects from a directory.
+    pub(crate) file: Option<String>,
 }
 
 /// A Secret by namespace and name.
@@ -200,9 +188,9 @@ pub(crate) struct BgpAdvertisementSpec {
     /// Names of the BGPPeers that they are announced to. Empty: to all.
     #[serde(deserialize_with = "nullable")]
     pub(crate) peers: Vec<String>,
-    /// Only nodes with these labels announce. Absent: all.
+    /// Only nodes that one of these selects announce. Absent: all.
     #[serde(deserialize_with = "nullable")]
-    pub(crate) node_selector: LabelSelector,
+    pub(crate) node_selectors: Vec<LabelSelector>,
     /// Tags of the routes: 64512:100 (RFC 1997), a well-known name as no-export, or 64512:1:2 (RFC 8092).
     #[serde(deserialize_with = "nullable")]
     #[schemars(length(max = 128))]
@@ -266,9 +254,9 @@ pub struct AddressCount {
     /// All that services may be given.
     pub total: i64,
     /// Those that services have.
-    pub used: i64,
+    pub assigned: i64,
     /// Those that are left.
-    pub free: i64,
+    pub available: i64,
 }
 
 /// What is so of an object.

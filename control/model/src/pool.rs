@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-use crate::custom::{self, Custom, LoadBalancerPoolSpec};
+use crate::custom::{Custom, LabelSelector, LoadBalancerPoolSpec};
 use crate::name::check_label;
 use crate::{Family, Invalid, Name, Selector, Timestamp, address};
 
@@ -16,8 +16,8 @@ pub struct LoadBalancerPool {
     pub name: Name,
     /// `metadata.creationTimestamp`.
     pub created: Option<Timestamp>,
-    /// The addresses of `spec.cidrs` and `spec.ranges`, in their order; they may overlap. Without the first and last
-    /// address of each prefix if `spec.avoidFirstLast` says so.
+    /// `spec.addresses` in their order; they may overlap. Without the first and last address of each prefix if
+    /// `spec.avoidFirstLast` says so.
     pub ranges: Vec<AddressRange>,
     /// Which services may have them.
     pub services: Selector,
@@ -83,7 +83,7 @@ impl AddressRange {
 }
 
 impl LoadBalancerPool {
-    /// An entry of `cidrs` or `ranges` that is wrong costs itself. What says *who* may have addresses is refused as a
+    /// An entry of `addresses` that is wrong costs itself. What says *who* may have addresses is refused as a
     /// whole: with a part of it left out, others could have them.
     pub(crate) fn new(
         name: &str,
@@ -97,7 +97,7 @@ impl LoadBalancerPool {
             created: metadata.created()?,
             ranges: ranges(spec, warnings)?,
             services: Selector::new("spec.serviceSelector", &spec.service_selector)?,
-            namespaces: namespaces(&spec.namespaces)?,
+            namespaces: namespaces(&spec.namespace_selector)?,
             auto_assign: spec.auto_assign.unwrap_or(true),
             priority: priority(spec.priority)?,
             l2,
@@ -106,33 +106,28 @@ impl LoadBalancerPool {
     }
 }
 
-/// Entries of each list, as the schema allows them: time and memory for one object are bounded, whoever wrote it.
+/// Entries of the list, as the schema allows them: time and memory for one object are bounded, whoever wrote it.
 const ENTRIES_MAX: usize = 256;
 
-/// The first entries of a list; that there are more is said.
-fn first<'a, T>(field: &str, entries: &'a [T], warnings: &mut Vec<Invalid>) -> &'a [T] {
+/// The first entries; that there are more is said.
+fn first<'a>(entries: &'a [String], warnings: &mut Vec<Invalid>) -> &'a [String] {
     match entries.get(..ENTRIES_MAX) {
         Some(first) if entries.len() > ENTRIES_MAX => {
             let expected = format!("at most {ENTRIES_MAX}: put more into another pool");
-            warnings.push(Invalid::new(field, expected, entries.len().to_string()));
+            warnings.push(Invalid::new(FIELD, expected, entries.len().to_string()));
             first
         }
         _ => entries,
     }
 }
 
+const FIELD: &str = "spec.addresses";
+
 fn ranges(spec: &LoadBalancerPoolSpec, warnings: &mut Vec<Invalid>) -> Result<Vec<AddressRange>, Invalid> {
     let inner = spec.avoid_first_last.unwrap_or(false);
-    let cidrs = first("spec.cidrs", &spec.cidrs, warnings);
-    let listed = first("spec.ranges", &spec.ranges, warnings);
-    let cidrs = cidrs.iter().enumerate().map(|(i, text)| {
-        let all = cidr(format!("spec.cidrs[{i}]"), text)?;
-        Ok(if inner { all.inner() } else { all })
-    });
-    let listed = listed.iter().enumerate().map(|(i, wire)| range(&format!("spec.ranges[{i}]"), wire));
     let mut good = Vec::new();
-    for entry in cidrs.chain(listed) {
-        match entry {
+    for (i, text) in first(&spec.addresses, warnings).iter().enumerate() {
+        match entry(&format!("{FIELD}[{i}]"), text, inner) {
             Ok(range) => good.push(range),
             Err(invalid) => warnings.push(invalid),
         }
@@ -142,38 +137,83 @@ fn ranges(spec: &LoadBalancerPoolSpec, warnings: &mut Vec<Invalid>) -> Result<Ve
     }
     // The first mistake says more than that nothing is left.
     let mut mistakes = warnings.drain(..);
-    Err(mistakes
-        .next()
-        .unwrap_or_else(|| Invalid::absent("spec.cidrs", "at least one prefix here or range in spec.ranges")))
+    Err(mistakes.next().unwrap_or_else(|| Invalid::absent(FIELD, "at least one prefix or range")))
+}
+
+/// A prefix, or a range; `inner` concerns prefixes alone.
+fn entry(field: &str, text: &str, inner: bool) -> Result<AddressRange, Invalid> {
+    match text.split_once('-') {
+        Some((first, last)) => range(field, first.trim(), last.trim()),
+        None if text.contains('/') => cidr(field, text).map(|all| if inner { all.inner() } else { all }),
+        // A lone address may be one whose length was forgotten.
+        None => {
+            Err(Invalid::text(field, "a prefix like 198.51.100.0/24, or a range FIRST-LAST", text))
+        }
+    }
 }
 
 /// Both ends must be addresses that traffic may be sent to. What lies between is not looked at: allocators leave
 /// out what nobody may have.
-fn cidr(field: String, text: &str) -> Result<AddressRange, Invalid> {
-    let prefix = address::parse_prefix(field.as_str(), text)?;
+fn cidr(field: &str, text: &str) -> Result<AddressRange, Invalid> {
+    let prefix = address::parse_prefix(field, text)?;
     let range = AddressRange::of_prefix(prefix);
     for end in [range.first, range.last] {
-        address::parse(field.as_str(), &end.to_string())
+        address::parse(field, &end.to_string())
             .map_err(|invalid| Invalid { found: format!("{text}, with {}", invalid.found), ..invalid })?;
     }
     Ok(range)
 }
 
-fn range(field: &str, wire: &custom::AddressRange) -> Result<AddressRange, Invalid> {
-    let first = address::parse(format!("{field}.first"), &wire.first)?;
-    let last = address::parse(format!("{field}.last"), &wire.last)?;
-    AddressRange::new(first, last).ok_or_else(|| {
-        let expected = format!("an {} address that is not before {first}", Family::of(first));
-        Invalid::text(format!("{field}.last"), expected, &wire.last)
+fn range(field: &str, first: &str, last: &str) -> Result<AddressRange, Invalid> {
+    let start = address::parse(field, first)?;
+    let end = address::parse(field, last)?;
+    AddressRange::new(start, end).ok_or_else(|| {
+        let expected = format!("after the - an {} address that is not before {start}", Family::of(start));
+        Invalid::text(field, expected, last)
     })
 }
 
-fn namespaces(texts: &[String]) -> Result<BTreeSet<Name>, Invalid> {
-    let named = texts.iter().enumerate().map(|(i, text)| {
-        check_label(&format!("spec.namespaces[{i}]"), text)?;
-        Ok(Name::from(text.as_str()))
-    });
-    named.collect()
+/// The label that every namespace has (KEP-2161): its name.
+const NAMESPACE_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// The names that a selector of namespaces selects; empty: it selects all. Namespaces are not read, so that the one label
+/// whose value is known without is all that may be asked for.
+fn namespaces(selector: &LabelSelector) -> Result<BTreeSet<Name>, Invalid> {
+    const FIELD: &str = "spec.namespaceSelector";
+    let mut sets: Vec<BTreeSet<Name>> = Vec::new();
+    for (key, value) in &selector.match_labels {
+        check_namespace_label(&format!("{FIELD}.matchLabels"), key)?;
+        sets.push([namespace(&format!("{FIELD}.matchLabels[{key}]"), value)?].into());
+    }
+    for (i, wire) in selector.match_expressions.iter().enumerate() {
+        let field = format!("{FIELD}.matchExpressions[{i}]");
+        check_namespace_label(&format!("{field}.key"), &wire.key)?;
+        if wire.operator != "In" {
+            let expected = "In: namespaces are selected by their names";
+            return Err(Invalid::text(format!("{field}.operator"), expected, &wire.operator));
+        }
+        let values = wire.values.iter().enumerate();
+        let names = values.map(|(j, value)| namespace(&format!("{field}.values[{j}]"), value));
+        sets.push(names.collect::<Result<_, _>>()?);
+    }
+    let Some(all) = sets.into_iter().reduce(|a, b| &a & &b) else { return Ok(BTreeSet::new()) };
+    if all.is_empty() {
+        return Err(Invalid::new(FIELD, "a selector that selects a namespace", "one that selects none"));
+    }
+    Ok(all)
+}
+
+fn check_namespace_label(field: &str, key: &str) -> Result<(), Invalid> {
+    if key == NAMESPACE_LABEL {
+        return Ok(());
+    }
+    let expected = format!("{NAMESPACE_LABEL}: namespaces are selected by their names, other labels are not read");
+    Err(Invalid::text(field, expected, key))
+}
+
+fn namespace(field: &str, name: &str) -> Result<Name, Invalid> {
+    check_label(field, name)?;
+    Ok(Name::from(name))
 }
 
 fn priority(number: Option<i64>) -> Result<i32, Invalid> {

@@ -62,6 +62,34 @@ impl Selector {
     }
 }
 
+/// Several selectors, of which one must hold; none at all means every object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selectors(Vec<Selector>);
+
+impl Selectors {
+    /// Whether an object with these labels is meant.
+    pub fn matches(&self, labels: &Labels) -> bool {
+        self.0.is_empty() || self.0.iter().any(|selector| selector.matches(labels))
+    }
+
+    /// Whether every object is meant.
+    pub fn is_everything(&self) -> bool {
+        self.0.is_empty() || self.0.iter().any(Selector::is_everything)
+    }
+
+    /// Reads a list of selectors; one that means nothing refuses all.
+    pub(crate) fn new(field: &str, wire: &[LabelSelector]) -> Result<Self, Invalid> {
+        let read = wire.iter().enumerate().map(|(i, wire)| Selector::new(&format!("{field}[{i}]"), wire));
+        read.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl From<Selector> for Selectors {
+    fn from(selector: Selector) -> Self {
+        Self(vec![selector])
+    }
+}
+
 impl Requirement {
     /// As the API server compares (apimachinery's `labels.Requirement`): an absent label is in no set.
     fn holds(&self, value: Option<&Name>) -> bool {

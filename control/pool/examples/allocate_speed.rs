@@ -46,7 +46,7 @@ fn put(store: &mut Store, document: &Value) {
 fn pool(name: &str, cidrs: Value) -> Value {
     json!({
         "apiVersion": "portolan.dev/v1alpha1", "kind": "LoadBalancerPool", "metadata": {"name": name},
-        "spec": {"cidrs": cidrs},
+        "spec": {"addresses": cidrs},
     })
 }
 

@@ -20,4 +20,4 @@ pub use allocator::{Allocator, Record, Settings};
 pub use outcome::{Assigned, Assignment, Condition, Count, Outcome, PoolReport, condition, reason};
 
 /// The `loadBalancerClass` of services that are ours in any case.
-pub const CLASS: &str = "portolan.dev/portolan";
+pub const CLASS: &str = "portolan.dev/lb";

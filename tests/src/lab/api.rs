@@ -1,12 +1,17 @@
-//! A stand-in for a Kubernetes API server: list and watch with resource versions and bookmarks, and faults on demand.
+//! A stand-in for a Kubernetes API server: list, watch, create and patch with resource versions and bookmarks, and faults on
+//! demand.
 //!
-//! Its objects are the files of a directory, so that whatever a test writes there comes to an agent this way or that.
+//! Its objects are the files of a directory, so that whatever a test writes there comes to an agent this way or that, and what
+//! clients write beside that.
 //! Of the real one's behaviour it has what a client sees of lists and watches (Kubernetes API concepts, "Efficient
 //! detection of changes"): objects in lists without kind, versions that grow, 410 for what was forgotten, watches that
-//! end.
+//! end; and of writes: statuses apart, 409 for an old version, finalizers.
 
-use std::collections::BTreeMap;
+mod objects;
+
+use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,17 +31,30 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use super::Netns;
+pub use objects::Change;
+use objects::{KINDS, Objects, Refused};
 
 /// How often the directory is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Plural names of the kinds it serves, with their groups.
-const KINDS: [(&str, &str, &str); 4] = [
-    ("Service", "v1", "services"),
-    ("EndpointSlice", "discovery.k8s.io/v1", "endpointslices"),
-    ("Node", "v1", "nodes"),
-    ("Pod", "v1", "pods"),
-];
+/// What a server does to a request in place of answering it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It refuses it with this status of HTTP.
+    Refuse(u16),
+    /// It does it, and the connection ends before the answer.
+    LoseAnswer,
+    /// The connection ends, and nothing is done.
+    LoseRequest,
+}
+
+#[derive(Clone, Debug)]
+struct Planned {
+    fault: Fault,
+    method: String,
+    path: String,
+    times: usize,
+}
 
 /// The stand-in. Dropping it closes every connection.
 #[derive(Debug)]
@@ -56,25 +74,9 @@ struct Shared {
     stop: AtomicBool,
     /// How often the directory was looked at.
     looks: AtomicU64,
-}
-
-#[derive(Debug, Default)]
-struct Objects {
-    version: u64,
-    /// By plural name, namespace and name.
-    live: BTreeMap<(String, String, String), Value>,
-    history: Vec<Change>,
-    /// What happened before is forgotten.
-    oldest: u64,
-    lists: usize,
-}
-
-#[derive(Clone, Debug)]
-struct Change {
-    version: u64,
-    plural: String,
-    kind: &'static str,
-    object: Value,
+    faults: Mutex<Vec<Planned>>,
+    /// Kinds that are not installed, by their plural names.
+    missing: Mutex<BTreeSet<String>>,
 }
 
 impl ApiServer {
@@ -85,13 +87,15 @@ impl ApiServer {
     pub fn start(directory: &Path) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (version, away) = (watch::Sender::new(0), watch::Sender::new(false));
-        let objects = Mutex::new(Objects { version: 1, ..Objects::default() });
+        let objects = Mutex::new(Objects::new());
         let shared = Arc::new(Shared {
             objects,
             version,
             away,
             stop: AtomicBool::new(false),
             looks: AtomicU64::new(0),
+            faults: Mutex::default(),
+            missing: Mutex::default(),
         });
         shared.take_in(&read(directory));
         let (mirrored, directory) = (Arc::clone(&shared), directory.to_owned());
@@ -145,10 +149,62 @@ impl ApiServer {
     /// Forgets what happened: a watch that wants to go on from before now gets 410.
     pub fn forget(&self) {
         let mut objects = self.shared.lock();
-        objects.version += 1;
-        objects.oldest = objects.version;
-        objects.history.clear();
+        objects.forget();
         self.shared.version.send_replace(objects.version);
+    }
+
+    /// Does this to the next requests of a method whose path contains a text, so many times.
+    pub fn fail(&self, fault: Fault, method: &str, path: &str, times: usize) {
+        let planned = Planned { fault, method: method.to_owned(), path: path.to_owned(), times };
+        lock(&self.shared.faults).push(planned);
+    }
+
+    /// How many requests the faults that were asked for are still to meet.
+    #[must_use]
+    pub fn faults_left(&self) -> usize {
+        lock(&self.shared.faults).iter().map(|planned| planned.times).sum()
+    }
+
+    /// Takes the definition of a kind out, by its plural name, or puts it back.
+    pub fn set_missing(&self, plural: &str, missing: bool) {
+        let mut all = lock(&self.shared.missing);
+        if missing {
+            all.insert(plural.to_owned());
+        } else {
+            all.remove(plural);
+        }
+        drop(all);
+        self.cut();
+    }
+
+    /// An object as it is now.
+    #[must_use]
+    pub fn object(&self, plural: &str, namespace: &str, name: &str) -> Option<Value> {
+        self.shared.lock().get(&(plural.to_owned(), namespace.to_owned(), name.to_owned())).ok()
+    }
+
+    /// All objects of a kind, by its plural name.
+    #[must_use]
+    pub fn objects(&self, plural: &str) -> Vec<Value> {
+        self.shared.lock().all(plural)
+    }
+
+    /// Everything that ever happened to objects of a kind.
+    #[must_use]
+    pub fn chronicle(&self, plural: &str) -> Vec<Change> {
+        self.shared.lock().chronicle(plural)
+    }
+
+    /// Changes an object as somebody else with the rights to.
+    ///
+    /// # Errors
+    /// There is no such object.
+    pub fn edit(&self, plural: &str, namespace: &str, name: &str, edit: impl FnOnce(&mut Value)) -> Result<()> {
+        let key = (plural.to_owned(), namespace.to_owned(), name.to_owned());
+        let mut objects = self.shared.lock();
+        objects.edit(&key, edit).map_err(|(.., message)| anyhow::Error::msg(message))?;
+        self.shared.tell(&objects);
+        Ok(())
     }
 
     /// Ends every connection, as a server that is restarted does, and answers again at once.
@@ -215,84 +271,33 @@ fn read(directory: &Path) -> Vec<Value> {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Objects> {
-        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.objects)
     }
 
     /// Makes these the objects; what changed is told to watches.
     fn take_in(&self, documents: &[Value]) {
         let mut objects = self.lock();
-        let wanted: BTreeMap<_, &Value> = documents.iter().filter_map(|it| Some((key(it)?, it))).collect();
-        let gone: Vec<_> = objects.live.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        for key in gone {
-            if let Some(object) = objects.live.remove(&key) {
-                objects.note(&key.0, "DELETED", object);
-            }
-        }
-        for (key, document) in wanted {
-            let known = objects.live.get(&key).map(without_version);
-            if known.as_ref() == Some(document) {
-                continue;
-            }
-            let kind = if known.is_some() { "MODIFIED" } else { "ADDED" };
-            let object = objects.note(&key.0, kind, document.clone());
-            objects.live.insert(key, object);
-        }
+        objects.take_in(documents);
+        self.tell(&objects);
+    }
+
+    fn tell(&self, objects: &Objects) {
         self.version
             .send_if_modified(|version| std::mem::replace(version, objects.version) != objects.version);
     }
-}
 
-impl Objects {
-    fn note(&mut self, plural: &str, kind: &'static str, mut object: Value) -> Value {
-        self.version += 1;
-        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        let change =
-            Change { version: self.version, plural: plural.to_owned(), kind, object: object.clone() };
-        self.history.push(change);
-        object
-    }
-
-    fn list(&mut self, kind: &str, api_version: &str, plural: &str) -> Value {
-        self.lists += 1;
-        let of_kind = self.live.iter().filter(|((of, ..), _)| of == plural);
-        // In a list, objects do not say what they are.
-        let bare = of_kind.map(|(_, object)| {
-            let mut object = object.clone();
-            if let Some(fields) = object.as_object_mut() {
-                fields.remove("kind");
-                fields.remove("apiVersion");
-            }
-            object
-        });
-        json!({
-            "kind": format!("{kind}List"), "apiVersion": api_version,
-            "metadata": {"resourceVersion": self.version.to_string()}, "items": bare.collect::<Vec<_>>(),
-        })
-    }
-
-    /// Lines of a watch after `from`; `None` if that is forgotten.
-    fn since(&self, from: u64, plural: &str) -> Option<Vec<Value>> {
-        if from < self.oldest {
-            return None;
-        }
-        let new = self.history.iter().filter(|change| change.version > from && change.plural == plural);
-        Some(new.map(|change| json!({"type": change.kind, "object": change.object})).collect())
+    /// What is to be done to a request, if something is.
+    fn fault(&self, method: &str, path: &str) -> Option<Fault> {
+        let mut faults = lock(&self.faults);
+        let concerned = |it: &&mut Planned| it.times > 0 && it.method == method && path.contains(&it.path);
+        let planned = faults.iter_mut().find(concerned)?;
+        planned.times -= 1;
+        Some(planned.fault)
     }
 }
 
-fn key(document: &Value) -> Option<(String, String, String)> {
-    let kind = document["kind"].as_str()?;
-    let (_, _, plural) = KINDS.into_iter().find(|(name, ..)| *name == kind)?;
-    let text = |field: &str| document["metadata"][field].as_str().map(str::to_owned);
-    Some((plural.to_owned(), text("namespace").unwrap_or_default(), text("name")?))
-}
-
-fn without_version(object: &Value) -> Value {
-    let mut object = object.clone();
-    if let Some(metadata) = object["metadata"].as_object_mut() {
-        metadata.remove("resourceVersion");
-    }
-    object
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 type Body = BoxBody<Bytes, Infallible>;
@@ -309,32 +314,110 @@ async fn connection(shared: Arc<Shared>, stream: tokio::net::TcpStream) {
     }
 }
 
-async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-    let path = request.uri().path().trim_end_matches('/').to_owned();
-    let found = KINDS.into_iter().find(|(_, api_version, plural)| {
-        let root = if api_version.contains('/') { "apis" } else { "api" };
-        path == format!("/{root}/{api_version}/{plural}")
+/// What a path is about.
+struct Target {
+    kind: &'static str,
+    api_version: &'static str,
+    plural: &'static str,
+    namespace: String,
+    name: String,
+    is_status: bool,
+}
+
+/// Paths as the API has them: the version, maybe a namespace, the kind, maybe a name, maybe its status.
+fn target(path: &str) -> Option<Target> {
+    let found = KINDS.into_iter().find_map(|kind| {
+        let root = if kind.1.contains('/') { "apis" } else { "api" };
+        let rest = path.strip_prefix(&format!("/{root}/{}/", kind.1))?;
+        let (namespace, rest) = match rest.strip_prefix("namespaces/").and_then(|it| it.split_once('/')) {
+            Some((namespace, rest)) => (namespace, rest),
+            None => ("", rest),
+        };
+        let mut parts = rest.split('/');
+        (parts.next() == Some(kind.2)).then(|| (kind, namespace, parts.collect::<Vec<_>>()))
     });
-    let Some((kind, api_version, plural)) = found else {
-        return Ok(whole(StatusCode::NOT_FOUND, &status(404, "NotFound")));
+    let ((kind, api_version, plural), namespace, rest) = found?;
+    let (name, is_status) = match rest[..] {
+        [] => ("", false),
+        [name] => (name, false),
+        [name, "status"] => (name, true),
+        _ => return None,
     };
-    let query = request.uri().query().unwrap_or_default();
+    let (namespace, name) = (namespace.to_owned(), name.to_owned());
+    Some(Target { kind, api_version, plural, namespace, name, is_status })
+}
+
+async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Body>> {
+    let path = request.uri().path().trim_end_matches('/').to_owned();
+    let method = request.method().as_str().to_owned();
+    let lost = || io::Error::other("the connection is lost");
+    match shared.fault(&method, &path) {
+        Some(Fault::Refuse(code)) => return Ok(refused((code, "Injected", "as the test asked for".to_owned()))),
+        Some(Fault::LoseRequest) => return Err(lost()),
+        Some(Fault::LoseAnswer) => {
+            dispatch(shared, request, &path, &method).await?;
+            return Err(lost());
+        }
+        None => {}
+    }
+    dispatch(shared, request, &path, &method).await
+}
+
+async fn dispatch(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+    path: &str,
+    method: &str,
+) -> io::Result<Response<Body>> {
+    let known = target(path).filter(|target| !lock(&shared.missing).contains(target.plural));
+    let Some(target) = known else {
+        return Ok(refused((404, "NotFound", "the server could not find the requested resource".to_owned())));
+    };
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    if method == "GET" && target.name.is_empty() {
+        return Ok(list_or_watch(shared, &target, &query));
+    }
+    let content_type = request.headers().get("content-type").map(|it| it.as_bytes().to_vec());
+    let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let mut objects = shared.lock();
+    let name = if method == "POST" { body["metadata"]["name"].as_str().unwrap_or("") } else { &target.name };
+    let key = (target.plural.to_owned(), target.namespace.clone(), name.to_owned());
+    let done = match (method, content_type.as_deref()) {
+        ("GET", _) => objects.get(&key),
+        ("POST", _) => objects.create(&key, body),
+        ("PATCH", Some(b"application/merge-patch+json")) => objects.patch(&key, target.is_status, &body),
+        _ => Err((405, "MethodNotAllowed", format!("{method} is not what this stand-in does"))),
+    };
+    shared.tell(&objects);
+    drop(objects);
+    let code = if method == "POST" { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(done.map_or_else(refused, |object| whole(code, &object)))
+}
+
+fn list_or_watch(shared: Arc<Shared>, target: &Target, query: &str) -> Response<Body> {
+    let Target { kind, api_version, plural, .. } = *target;
     let asked = |name: &str| {
         query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
     };
     if !asked("watch").is_some_and(|value| value == "true" || value == "1") {
-        return Ok(whole(StatusCode::OK, &shared.lock().list(kind, api_version, plural)));
+        return whole(StatusCode::OK, &shared.lock().list(kind, api_version, plural));
     }
     let from = asked("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
     let (sender, body) = Channel::new(16);
-    tokio::spawn(stream(shared, plural, from, sender));
-    Ok(Response::new(body.boxed()))
+    tokio::spawn(stream(shared, (kind, api_version, plural), from, sender));
+    Response::new(body.boxed())
+}
+
+fn refused((code, reason, message): Refused) -> Response<Body> {
+    let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    whole(code, &status(code.as_u16(), reason, &message))
 }
 
 /// Tells a watch everything from a version on, with a bookmark after each batch.
 async fn stream(
     shared: Arc<Shared>,
-    plural: &'static str,
+    (kind, api_version, plural): (&'static str, &'static str, &'static str),
     mut from: u64,
     mut sender: http_body_util::channel::Sender<Bytes>,
 ) {
@@ -346,9 +429,10 @@ async fn stream(
         };
         let forgotten = lines.is_none();
         let lines =
-            lines.get_or_insert_with(|| vec![json!({"type": "ERROR", "object": status(410, "Expired")})]);
+            lines.get_or_insert_with(|| vec![json!({"type": "ERROR", "object": status(410, "Expired", "too old resource version")})]);
         if !forgotten && now > from {
-            let bookmark = json!({"metadata": {"resourceVersion": now.to_string()}});
+            let metadata = json!({"resourceVersion": now.to_string(), "creationTimestamp": null});
+            let bookmark = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata});
             lines.push(json!({"type": "BOOKMARK", "object": bookmark}));
         }
         for line in lines {
@@ -369,9 +453,9 @@ fn whole(status: StatusCode, value: &Value) -> Response<Body> {
     response
 }
 
-fn status(code: u16, reason: &str) -> Value {
+fn status(code: u16, reason: &str, message: &str) -> Value {
     json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": reason,
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
         "reason": reason, "code": code,
     })
 }

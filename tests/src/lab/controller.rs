@@ -13,24 +13,56 @@ use super::{Cluster, binary, poll, run};
 /// Time for the controller to do something. It takes milliseconds, but a test machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A running (or killed) controller on a cluster's directory of objects. Dropping it ends the process.
+/// A running (or killed) controller. Dropping it ends the process.
 #[derive(Debug)]
 pub struct Controller {
+    /// The words after `--source`.
+    source: Vec<String>,
     objects: PathBuf,
     log: PathBuf,
     child: Option<Child>,
 }
 
 impl Controller {
-    /// Starts it, and waits until it has read the objects and written its state.
+    /// Starts it on a cluster's directory of objects, and waits until it has read them and written its state.
     ///
     /// # Errors
     /// It ends, or writes nothing; the error has its log.
     pub fn start(cluster: &Cluster) -> Result<Self> {
         let log = cluster.directory().join("controller.log");
-        let mut controller = Self { objects: cluster.objects(), log, child: None };
+        let source = vec![format!("dir:{}", cluster.objects().display())];
+        let mut controller = Self { source, objects: cluster.objects(), log, child: None };
         controller.restart()?;
         Ok(controller)
+    }
+
+    /// One that takes its objects from an API server, with a log and a lease of one second in a directory; it is not started.
+    #[must_use]
+    pub fn on_api(kubeconfig: &Path, log: PathBuf) -> Self {
+        let source = [format!("kubernetes:{}", kubeconfig.display()), "--lease-duration=1".to_owned()];
+        Self { source: source.into(), objects: PathBuf::new(), log, child: None }
+    }
+
+    /// Starts it and does not wait.
+    ///
+    /// # Errors
+    /// The binary is not built.
+    pub fn launch(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        let mut command = self.command()?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.child = Some(command.spawn().context("starting the controller")?);
+        Ok(())
+    }
+
+    /// Stops it where it is, or lets it go on.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn set_stopped(&self, stopped: bool) -> Result<()> {
+        let child = self.child.as_ref().context("the controller does not run")?;
+        run(Command::new("kill").arg(if stopped { "-STOP" } else { "-CONT" }).arg(child.id().to_string()))?;
+        Ok(())
     }
 
     /// Starts it after it was ended.
@@ -38,14 +70,10 @@ impl Controller {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn restart(&mut self) -> Result<()> {
-        let log = File::options().create(true).append(true).open(&self.log)?;
-        let ready = || self.log().matches(" ready ").count();
-        let before = ready();
-        let mut command = self.command()?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = command.spawn().context("starting the controller")?;
-        let waited = poll(PATIENCE, "the controller is ready", || (ready() > before).then_some(()));
-        self.child = Some(child);
+        let before = self.log().matches(" ready ").count();
+        self.launch()?;
+        let ready = || (self.log().matches(" ready ").count() > before).then_some(());
+        let waited = poll(PATIENCE, "the controller is ready", ready);
         waited.with_context(|| self.log())
     }
 
@@ -57,7 +85,7 @@ impl Controller {
         let mut command = Command::new("setpriv");
         command.args(["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]);
         command.arg(binary("portolan")?).arg("controller");
-        command.arg("--source").arg(format!("dir:{}", self.objects.display()));
+        command.arg("--source").args(&self.source);
         Ok(command)
     }
 
@@ -117,7 +145,9 @@ impl Controller {
         poll(PATIENCE, &format!("{service} has {count} addresses"), all).with_context(|| self.log())
     }
 
-    fn log(&self) -> String {
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
         read(&self.log)
     }
 }

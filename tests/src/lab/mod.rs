@@ -26,7 +26,7 @@ mod web;
 
 pub use agent::{Agent, AgentOptions, balances_sockets};
 pub use announcing::{Announcing, Segment};
-pub use api::{ApiServer, write_kubeconfig};
+pub use api::{ApiServer, Change, Fault, write_kubeconfig};
 pub use asking::{Asking, answer_by_number, arp_request};
 pub use capture::Capture;
 pub use cgroup::Cgroup;

@@ -107,7 +107,7 @@ fn object(kind: Kind, spec: Value) -> Object {
 #[test]
 fn defaults_of_the_schema_are_those_of_the_reader() {
     let required = [
-        (Kind::LoadBalancerPool, json!({"cidrs": ["198.51.100.0/24"]})),
+        (Kind::LoadBalancerPool, json!({"addresses": ["198.51.100.0/24"]})),
         (Kind::BgpPeer, json!({"peerAddress": "192.0.2.1", "peerASN": 64512})),
         (Kind::BgpAdvertisement, json!({})),
     ];
@@ -115,7 +115,7 @@ fn defaults_of_the_schema_are_those_of_the_reader() {
         assert_eq!(filled(kind, required.clone()), object(kind, required), "{kind}");
     }
     let Object::LoadBalancerPool(LoadBalancerPool { auto_assign, l2, bgp, .. }) =
-        filled(Kind::LoadBalancerPool, json!({"cidrs": ["198.51.100.0/24"]}))
+        filled(Kind::LoadBalancerPool, json!({"addresses": ["198.51.100.0/24"]}))
     else {
         panic!("no pool")
     };

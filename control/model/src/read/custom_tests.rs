@@ -45,8 +45,9 @@ fn a_pool_is_read_field_by_field_and_belongs_to_no_namespace() {
     let mut document = custom(
         "LoadBalancerPool",
         json!({
-            "cidrs": ["198.51.100.7/24", "2001:db8:f::/64"], "ranges": [{"first": "203.0.113.5", "last": "203.0.113.9"}],
-            "serviceSelector": {"matchLabels": {"tier": "gold"}}, "namespaces": ["shop"], "autoAssign": false,
+            "addresses": ["198.51.100.7/24", "2001:db8:f::/64", "203.0.113.5-203.0.113.9"],
+            "serviceSelector": {"matchLabels": {"tier": "gold"}}, "autoAssign": false,
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "shop"}},
             "priority": -3, "announce": ["BGP"],
         }),
     );
@@ -74,8 +75,10 @@ fn a_pool_is_read_field_by_field_and_belongs_to_no_namespace() {
 #[test]
 fn a_pool_leaves_the_ends_of_its_prefixes_out_if_it_says_so() {
     let spec = json!({
-        "cidrs": ["198.51.100.0/30", "198.51.100.8/31", "2001:db8::/127", "2001:db8::8/126"], "avoidFirstLast": true,
-        "ranges": [{"first": "203.0.113.0", "last": "203.0.113.255"}],
+        "addresses": [
+            "198.51.100.0/30", "198.51.100.8/31", "2001:db8::/127", "2001:db8::8/126", "203.0.113.0 - 203.0.113.255",
+        ],
+        "avoidFirstLast": true,
     });
     assert_eq!(
         ranges(&pool(spec)),
@@ -92,28 +95,21 @@ fn a_pool_leaves_the_ends_of_its_prefixes_out_if_it_says_so() {
 #[test]
 fn a_bad_entry_of_a_pool_costs_itself_and_a_pool_without_a_good_one_is_refused() {
     let spec = json!({
-        "cidrs": ["198.51.100.0/33", "127.0.0.0/8", "198.51.100.0/24"],
-        "ranges": [{"first": "203.0.113.9", "last": "203.0.113.5"}, {"first": "203.0.113.9", "last": "2001:db8::1"}, {"first": "x"}],
+        "addresses": [
+            "198.51.100.0/33", "127.0.0.0/8", "198.51.100.0/24", "203.0.113.9-203.0.113.5", "203.0.113.9-2001:db8::1",
+            "x-203.0.113.9", "203.0.113.9",
+        ],
     });
     let Reading { object, warnings } = reading(&custom("LoadBalancerPool", spec));
     let Object::LoadBalancerPool(pool) = object else { panic!("{object:?}") };
     assert_eq!(ranges(&pool), ["198.51.100.0-198.51.100.255"]);
     let fields: Vec<&str> = warnings.iter().map(|invalid| invalid.field.as_str()).collect();
-    assert_eq!(
-        fields,
-        [
-            "spec.cidrs[0]",
-            "spec.cidrs[1]",
-            "spec.ranges[0].last",
-            "spec.ranges[1].last",
-            "spec.ranges[2].first"
-        ]
-    );
-    assert_eq!(refused(&custom("LoadBalancerPool", json!({}))).0, "spec.cidrs");
-    let spec = json!({"cidrs": ["nonsense"]});
+    assert_eq!(fields, [0, 1, 3, 4, 5, 6].map(|i| format!("spec.addresses[{i}]")));
+    assert_eq!(refused(&custom("LoadBalancerPool", json!({}))).0, "spec.addresses");
+    let spec = json!({"addresses": ["nonsense"]});
     assert_eq!(
         refused(&custom("LoadBalancerPool", spec)),
-        ("spec.cidrs[0]".to_owned(), "\"nonsense\"".to_owned())
+        ("spec.addresses[0]".to_owned(), "\"nonsense\"".to_owned())
     );
 }
 
@@ -121,17 +117,17 @@ fn a_bad_entry_of_a_pool_costs_itself_and_a_pool_without_a_good_one_is_refused()
 fn a_pool_of_a_million_prefixes_is_cut_and_says_so() {
     let cidrs: Vec<String> =
         (0..1_000_000_u32).map(|n| format!("{}/32", std::net::Ipv4Addr::from_bits(n + (11 << 24)))).collect();
-    let Reading { object, warnings } = reading(&custom("LoadBalancerPool", json!({"cidrs": cidrs})));
+    let Reading { object, warnings } = reading(&custom("LoadBalancerPool", json!({"addresses": cidrs})));
     let Object::LoadBalancerPool(pool) = object else { panic!("{object:?}") };
     assert_eq!(pool.ranges.len(), 256);
     assert_eq!(warnings.len(), 1);
-    assert_eq!((warnings[0].field.as_str(), warnings[0].found.as_str()), ("spec.cidrs", "1000000"));
+    assert_eq!((warnings[0].field.as_str(), warnings[0].found.as_str()), ("spec.addresses", "1000000"));
 }
 
 #[test]
 fn a_pool_whose_restrictions_are_not_understood_is_refused_as_a_whole() {
     let with = |field: &str, value: Value| {
-        let mut spec = json!({"cidrs": ["198.51.100.0/24"]});
+        let mut spec = json!({"addresses": ["198.51.100.0/24"]});
         spec[field] = value;
         refused(&custom("LoadBalancerPool", spec)).0
     };
@@ -145,7 +141,17 @@ fn a_pool_whose_restrictions_are_not_understood_is_refused_as_a_whole() {
         with("serviceSelector", json!({"matchLabels": {"a": 1}})),
         "spec.serviceSelector.matchLabels.a"
     );
-    assert_eq!(with("namespaces", json!(["shop", "Shop"])), "spec.namespaces[1]");
+    let name = "kubernetes.io/metadata.name";
+    let selector = "spec.namespaceSelector";
+    assert_eq!(with("namespaceSelector", json!({"matchLabels": {"team": "a"}})), format!("{selector}.matchLabels"));
+    let at = |field: &str| format!("{selector}.matchExpressions[0].{field}");
+    assert_eq!(with("namespaceSelector", expression("team", "In", json!(["a"]))), at("key"));
+    assert_eq!(with("namespaceSelector", expression(name, "NotIn", json!(["a"]))), at("operator"));
+    assert_eq!(with("namespaceSelector", expression(name, "In", json!(["shop", "Shop"]))), at("values[1]"));
+    assert_eq!(with("namespaceSelector", expression(name, "In", json!([]))), selector);
+    let mut none = expression(name, "In", json!(["a", "b"]));
+    none["matchLabels"] = json!({name: "c"});
+    assert_eq!(with("namespaceSelector", none), selector, "no namespace has two names");
     assert_eq!(with("announce", json!(["L2", "L3"])), "spec.announce[1]");
     assert_eq!(with("priority", json!(3_000_000_000_i64)), "spec.priority");
 }
@@ -154,7 +160,7 @@ fn a_pool_whose_restrictions_are_not_understood_is_refused_as_a_whole() {
 fn expressions_hold_as_the_api_server_compares() {
     let selects = |operator: &str, values: Value, label: Option<&str>| {
         let selector = json!({"matchExpressions": [{"key": "a", "operator": operator, "values": values}]});
-        let pool = pool(json!({"cidrs": ["198.51.100.0/24"], "serviceSelector": selector}));
+        let pool = pool(json!({"addresses": ["198.51.100.0/24"], "serviceSelector": selector}));
         pool.services.matches(&label.map(|value| ("a".into(), value.into())).into_iter().collect())
     };
     for (operator, values, held) in [
@@ -178,10 +184,10 @@ fn a_peer_is_read_field_by_field() {
 
     let full = peer(json!({
         "peerAddress": "2001:db8::1", "peerASN": 4_200_000_000_u32, "myASN": 64513, "peerPort": 1179,
-        "holdTimeSeconds": 9, "keepaliveTimeSeconds": 3, "sourceAddress": "2001:db8::2", "ebgpMultiHop": 4,
-        "ttlSecurity": 1, "passwordSecret": {"namespace": "kube-system", "name": "bgp"}, "families": ["IPv6"],
-        "gracefulRestartSeconds": 0, "passive": true, "nextHopIPv4": "192.0.2.7", "nextHopIPv6": "2001:db8::7",
-        "nodeSelector": {"matchLabels": {"rack": "1"}},
+        "holdTime": "9s", "keepaliveTime": "3s", "sourceAddress": "2001:db8::2", "ebgpMultiHop": 4,
+        "ttlSecurity": 1, "password": {"secretRef": {"namespace": "kube-system", "name": "bgp"}}, "families": ["IPv6"],
+        "gracefulRestartTime": "0s", "passive": true, "nextHopIPv4": "192.0.2.7", "nextHopIPv6": "2001:db8::7",
+        "nodeSelectors": [{"matchLabels": {"rack": "1"}}, {"matchLabels": {"rack": "2"}}],
     }));
     assert_eq!((full.peer_asn, full.my_asn, full.peer_port), (4_200_000_000, Some(64_513), 1179));
     assert_eq!((full.hold_time, full.keepalive_time), (9, Some(3)));
@@ -191,9 +197,10 @@ fn a_peer_is_read_field_by_field() {
     assert_eq!((full.families, full.graceful_restart, full.passive), ([Family::V6].into(), None, true));
     assert_eq!(full.next_hop_v4, Some([192, 0, 2, 7].into()));
     assert_eq!(full.next_hop_v6, Some("2001:db8::7".parse().unwrap()));
-    assert!(!full.nodes.is_everything());
+    let in_rack = |rack: &str| full.nodes.matches(&[("rack".into(), rack.into())].into());
+    assert!(!full.nodes.is_everything() && in_rack("1") && in_rack("2") && !in_rack("3"));
     let filed =
-        peer(json!({"peerAddress": "192.0.2.1", "peerASN": 64512, "passwordFile": "/etc/portolan/bgp"}));
+        peer(json!({"peerAddress": "192.0.2.1", "peerASN": 64512, "password": {"file": "/etc/portolan/bgp"}}));
     assert_eq!(filed.password, Some(PasswordSource::File("/etc/portolan/bgp".into())));
 }
 
@@ -208,15 +215,18 @@ fn a_peer_that_cannot_work_is_refused_with_its_field() {
         ("peerASN", json!(4_294_967_295_u32)),
         ("myASN", json!(23_456)),
         ("peerPort", json!(0)),
-        ("holdTimeSeconds", json!(2)),
-        ("holdTimeSeconds", json!(-1)),
-        ("keepaliveTimeSeconds", json!(90)),
+        ("holdTime", json!("2s")),
+        ("holdTime", json!("90")),
+        ("holdTime", json!("65536s")),
+        ("holdTime", json!(90)),
+        ("keepaliveTime", json!("90s")),
+        ("keepaliveTime", json!("0s")),
         ("sourceAddress", json!("2001:db8::1")),
         ("ebgpMultiHop", json!(0)),
         ("ttlSecurity", json!(255)),
-        ("passwordFile", json!("bgp")),
+        ("password", json!({})),
         ("families", json!([])),
-        ("gracefulRestartSeconds", json!(4096)),
+        ("gracefulRestartTime", json!("4096s")),
         ("nextHopIPv4", json!("2001:db8::1")),
         ("nextHopIPv6", json!("192.0.2.1")),
     ];
@@ -225,16 +235,23 @@ fn a_peer_that_cannot_work_is_refused_with_its_field() {
         spec[field] = value.clone();
         assert_eq!(refused(&custom("BGPPeer", spec)).0, format!("spec.{field}"), "{value}");
     }
-    let both = json!({
-        "peerAddress": "192.0.2.1", "peerASN": 64512, "passwordFile": "/x", "passwordSecret": {"namespace": "a", "name": "b"},
-    });
-    assert_eq!(refused(&custom("BGPPeer", both)).0, "spec.passwordFile");
+    let with_password = |password: Value| {
+        let spec = json!({"peerAddress": "192.0.2.1", "peerASN": 64512, "password": password});
+        refused(&custom("BGPPeer", spec)).0
+    };
+    let both = json!({"file": "/x", "secretRef": {"namespace": "a", "name": "b"}});
+    assert_eq!(with_password(both), "spec.password");
+    assert_eq!(with_password(json!({"file": "bgp"})), "spec.password.file");
+    assert_eq!(with_password(json!({"secretRef": {"name": "b"}})), "spec.password.secretRef.namespace");
+    let selector = json!([{"matchLabels": {"rack": "1"}}, {"matchExpressions": [{"key": "a", "operator": "Near"}]}]);
+    let spec = json!({"peerAddress": "192.0.2.1", "peerASN": 64512, "nodeSelectors": selector});
+    assert_eq!(refused(&custom("BGPPeer", spec)).0, "spec.nodeSelectors[1].matchExpressions[0].operator");
 }
 
 #[test]
 fn an_advertisement_is_read_field_by_field_and_a_bad_community_refuses_it() {
     let spec = json!({
-        "pools": ["p"], "peers": ["tor-1"], "nodeSelector": {"matchLabels": {"rack": "1"}},
+        "pools": ["p"], "peers": ["tor-1"], "nodeSelectors": [{"matchLabels": {"rack": "1"}}, {"matchLabels": {"rack": "2"}}],
         "communities": ["64512:100", "no-export", "64512:1:2"], "localPref": 200, "aggregationLength": 24,
         "aggregationLengthV6": 64, "podCIDRs": true,
     });
@@ -368,6 +385,8 @@ fn values() -> impl Strategy<Value = Value> {
         "255.255.255.255",
         "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
         "fd00::/8",
+        "198.51.100.1-198.51.100.2",
+        "90s",
         "192.0.2.1",
         "2001:db8::1",
         "L2",
@@ -389,26 +408,27 @@ fn values() -> impl Strategy<Value = Value> {
         texts.prop_map(Value::from),
     ];
     let names = select(vec![
-        "cidrs",
-        "ranges",
-        "first",
-        "last",
+        "addresses",
+        "secretRef",
+        "file",
         "serviceSelector",
         "matchLabels",
         "matchExpressions",
         "key",
         "operator",
         "values",
-        "namespaces",
+        "namespaceSelector",
+        "kubernetes.io/metadata.name",
+        "nodeSelectors",
         "announce",
         "priority",
         "avoidFirstLast",
         "peerAddress",
         "peerASN",
-        "holdTimeSeconds",
+        "holdTime",
         "communities",
-        "keepaliveTimeSeconds",
-        "passwordSecret",
+        "keepaliveTime",
+        "password",
         "families",
         "aggregationLength",
         "type",

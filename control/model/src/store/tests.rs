@@ -140,7 +140,7 @@ fn pools_peers_and_advertisements_are_kept_and_touched_by_name() {
     };
     let mut store = Store::default();
     let events = [
-        object("LoadBalancerPool", json!({"cidrs": ["198.51.100.0/24"]})),
+        object("LoadBalancerPool", json!({"addresses": ["198.51.100.0/24"]})),
         object("BGPPeer", json!({"peerAddress": "192.0.2.1", "peerASN": 64512})),
         object("BGPAdvertisement", json!({})),
     ];

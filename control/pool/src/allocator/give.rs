@@ -140,7 +140,7 @@ impl Run<'_> {
         let pools: Vec<&Pool<'_>> = self.pools.used().iter().filter(wanted).filter(usable).collect();
         if pools.is_empty() {
             let message = format!(
-                "no pool with {family} addresses is for this service: add one, or see selectors, namespaces and autoAssign"
+                "no pool with {family} addresses is for this service: add one, or see selectors and autoAssign"
             );
             return Err(Lack::new(reason::NO_POOL, message));
         }
@@ -237,5 +237,5 @@ fn stranger(wish: &LoadBalancer) -> Option<Lack> {
 }
 
 fn not_selected(pool: &Pool<'_>) -> String {
-    format!("pool {} is not for this service: its serviceSelector or namespaces name others", pool.name())
+    format!("pool {} is not for this service: its serviceSelector or namespaceSelector names others", pool.name())
 }

@@ -62,7 +62,7 @@ fn pools() -> impl Strategy<Value = Step> {
     (0_u8..3, cidrs, any::<bool>(), -1_i32..2, prop::option::of(select(vec!["a", "b"]))).prop_map(
         |(name, cidrs, auto, priority, label)| {
             let selector = label.map(|label| json!({"matchLabels": {"l": label}})).unwrap_or_default();
-            let spec = json!({"cidrs": cidrs, "autoAssign": auto, "priority": priority, "serviceSelector": selector});
+            let spec = json!({"addresses": cidrs, "autoAssign": auto, "priority": priority, "serviceSelector": selector});
             Step::Pool(pool(&format!("p{name}"), spec))
         },
     )

@@ -132,7 +132,7 @@ fn services_get_the_lowest_free_addresses_in_the_order_of_their_age_and_name() {
     let mut world = World::default();
     let old = altered("z", &[("/metadata/creationTimestamp", json!("2025-01-31T12:00:00Z"))]);
     let outcome =
-        world.with([pool("p", json!({"cidrs": ["198.51.100.4/30"]})), service("b"), service("a"), old]);
+        world.with([pool("p", json!({"addresses": ["198.51.100.4/30"]})), service("b"), service("a"), old]);
     assert_eq!([ips(&outcome, "z"), ips(&outcome, "a")], [["198.51.100.4"], ["198.51.100.5"]]);
     assert_eq!(ips(&outcome, "b"), ["198.51.100.6"]);
     assert_eq!(given(&outcome, "b"), (true, reason::GIVEN, "198.51.100.6"));
@@ -144,7 +144,7 @@ fn services_get_the_lowest_free_addresses_in_the_order_of_their_age_and_name() {
 #[test]
 fn an_address_that_was_given_up_goes_to_the_next() {
     let mut world = World::default();
-    let documents = [pool("p", json!({"cidrs": ["198.51.100.4/32"]})), service("a"), service("b")];
+    let documents = [pool("p", json!({"addresses": ["198.51.100.4/32"]})), service("a"), service("b")];
     let outcome = world.with(documents);
     let (status, reason, message) = given(&outcome, "b");
     assert_eq!((status, reason), (false, reason::POOLS_EXHAUSTED));
@@ -160,8 +160,8 @@ fn an_address_that_was_given_up_goes_to_the_next() {
 #[test]
 fn an_address_stays_whatever_becomes_of_its_pool() {
     let mut world = World::default();
-    world.with([pool("p", json!({"cidrs": ["198.51.100.4/31"]})), service("a")]);
-    let outcome = world.with([pool("p", json!({"cidrs": ["203.0.113.0/24"]}))]);
+    world.with([pool("p", json!({"addresses": ["198.51.100.4/31"]})), service("a")]);
+    let outcome = world.with([pool("p", json!({"addresses": ["203.0.113.0/24"]}))]);
     assert_eq!(ips(&outcome, "a"), ["198.51.100.4"], "the pool has others now");
     assert_eq!(kept(&outcome, "a").map(|it| it.0), Some(reason::NOT_IN_A_POOL));
     assert!(given(&outcome, "a").0);
@@ -169,13 +169,13 @@ fn an_address_stays_whatever_becomes_of_its_pool() {
     let outcome = world.without(Kind::LoadBalancerPool, "p");
     assert_eq!(ips(&outcome, "a"), ["198.51.100.4"], "the pool is gone");
 
-    let others = json!({"cidrs": ["198.51.100.4/31"], "namespaces": ["bank"]});
+    let others = json!({"addresses": ["198.51.100.4/31"], "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "bank"}}});
     let outcome = world.with([pool("p", others), service("b")]);
     assert_eq!(ips(&outcome, "a"), ["198.51.100.4"], "the pool is for others now");
     assert_eq!(kept(&outcome, "a").map(|it| it.0), Some(reason::NOT_SELECTED));
     assert_eq!(given(&outcome, "b").1, reason::NO_POOL);
 
-    let outcome = world.with([pool("p", json!({"cidrs": ["198.51.100.0/24"]}))]);
+    let outcome = world.with([pool("p", json!({"addresses": ["198.51.100.0/24"]}))]);
     assert_eq!((ips(&outcome, "a"), kept(&outcome, "a")), (vec!["198.51.100.4".to_owned()], None));
 }
 
@@ -188,7 +188,7 @@ fn an_address_goes_with_the_type_or_the_class_or_the_family() {
     ];
     for (field, value) in takes {
         let mut world = World::default();
-        world.with([pool("p", json!({"cidrs": ["198.51.100.4/32"]})), service("a"), service("b")]);
+        world.with([pool("p", json!({"addresses": ["198.51.100.4/32"]})), service("a"), service("b")]);
         let outcome = world.with([altered("a", &[(field, value)])]);
         assert_eq!(ips(&outcome, "b"), ["198.51.100.4"], "{field}");
     }
@@ -199,7 +199,7 @@ fn other_classes_are_others_business_and_none_is_the_defaults() {
     let mut world = World::default();
     let class = |name: &str, class: &str| altered(name, &[("/spec/loadBalancerClass", json!(class))]);
     let documents = [
-        pool("p", json!({"cidrs": ["198.51.100.0/24"]})),
+        pool("p", json!({"addresses": ["198.51.100.0/24"]})),
         class("ours", crate::CLASS),
         class("other", "example.org/other"),
         service("classless"),
@@ -217,9 +217,9 @@ fn other_classes_are_others_business_and_none_is_the_defaults() {
 fn an_address_that_is_asked_for_is_given_or_refused_with_the_reason() {
     let mut world = World::default();
     let documents = [
-        pool("p", json!({"cidrs": ["198.51.100.0/24"], "autoAssign": false})),
-        pool("q", json!({"cidrs": ["203.0.113.0/24"], "namespaces": ["bank"]})),
-        pool("r", json!({"cidrs": ["198.51.100.128/25"]})),
+        pool("p", json!({"addresses": ["198.51.100.0/24"], "autoAssign": false})),
+        pool("q", json!({"addresses": ["203.0.113.0/24"], "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "bank"}}})),
+        pool("r", json!({"addresses": ["198.51.100.128/25"]})),
         node("n1", &["198.51.100.11"], &["198.51.100.64/28"]),
         annotated("a", ADDRESSES, "198.51.100.7"),
         altered("b", &[("/spec/loadBalancerIP", json!("198.51.100.8"))]),
@@ -262,7 +262,7 @@ fn an_address_that_is_asked_for_is_given_or_refused_with_the_reason() {
 #[test]
 fn who_asks_for_another_address_moves_there_if_it_can_be_had_and_stays_if_not() {
     let mut world = World::default();
-    world.with([pool("p", json!({"cidrs": ["198.51.100.0/30"]})), service("a"), service("b")]);
+    world.with([pool("p", json!({"addresses": ["198.51.100.0/30"]})), service("a"), service("b")]);
     let outcome = world.with([annotated("a", ADDRESSES, "198.51.100.1")]);
     assert_eq!(ips(&outcome, "a"), ["198.51.100.0"]);
     let (status, reason, message) = given(&outcome, "a");
@@ -284,7 +284,7 @@ fn an_address_that_was_shared_and_given_up_is_one_like_any_other() {
         altered(name, &[("/metadata/annotations", json!({SHARING: "k", ADDRESSES: asked}))])
     };
     let mut world = World::default();
-    let outcome = world.with([pool("p", json!({"cidrs": ["198.51.100.0/29"]})), keyed("a", "198.51.100.2")]);
+    let outcome = world.with([pool("p", json!({"addresses": ["198.51.100.0/29"]})), keyed("a", "198.51.100.2")]);
     assert_eq!(ips(&outcome, "a"), ["198.51.100.2"]);
     let outcome = world.with([keyed("a", "198.51.100.3"), keyed("b", "")]);
     assert_eq!([ips(&outcome, "a"), ips(&outcome, "b")], [["198.51.100.3"], ["198.51.100.0"]]);
@@ -293,7 +293,7 @@ fn an_address_that_was_shared_and_given_up_is_one_like_any_other() {
 #[test]
 fn who_moves_keeps_what_its_document_says() {
     let mut world = World::default();
-    world.with([pool("p", json!({"cidrs": ["198.51.100.0/29"]})), service("a")]);
+    world.with([pool("p", json!({"addresses": ["198.51.100.0/29"]})), service("a")]);
     let own = ("/status", json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.0"}]}}));
     let asked = ("/metadata/annotations", json!({ADDRESSES: "198.51.100.3"}));
     let outcome = world.with([altered("a", &[own, asked]), service("b")]);
@@ -304,9 +304,9 @@ fn who_moves_keeps_what_its_document_says() {
 #[test]
 fn what_one_gives_up_an_older_one_that_waits_gets_at_once() {
     let mut world = World::default();
-    world.with([pool("p", json!({"cidrs": ["198.51.100.0/32"]})), service("b"), service("a")]);
+    world.with([pool("p", json!({"addresses": ["198.51.100.0/32"]})), service("b"), service("a")]);
     let outcome = world.with([
-        pool("q", json!({"cidrs": ["198.51.100.1/32"], "autoAssign": false})),
+        pool("q", json!({"addresses": ["198.51.100.1/32"], "autoAssign": false})),
         annotated("a", ADDRESSES, "198.51.100.1"),
     ]);
     assert_eq!(
@@ -320,10 +320,10 @@ fn pools_are_used_by_priority_then_by_name_and_only_if_they_are_for_the_service(
     let mut world = World::default();
     let selector = json!({"matchLabels": {"tier": "gold"}, "matchExpressions": [{"key": "old", "operator": "DoesNotExist"}]});
     let pools = [
-        pool("a", json!({"cidrs": ["198.51.100.1/32"]})),
-        pool("b", json!({"cidrs": ["198.51.100.2/32"], "priority": 5, "serviceSelector": selector})),
-        pool("c", json!({"cidrs": ["198.51.100.3/32"], "priority": 9, "namespaces": ["bank"]})),
-        pool("d", json!({"cidrs": ["198.51.100.4/32"], "priority": 9, "autoAssign": false})),
+        pool("a", json!({"addresses": ["198.51.100.1/32"]})),
+        pool("b", json!({"addresses": ["198.51.100.2/32"], "priority": 5, "serviceSelector": selector})),
+        pool("c", json!({"addresses": ["198.51.100.3/32"], "priority": 9, "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "bank"}}})),
+        pool("d", json!({"addresses": ["198.51.100.4/32"], "priority": 9, "autoAssign": false})),
     ];
     let labelled = |name, labels: Value| altered(name, &[("/metadata/labels", labels)]);
     let services = [
@@ -349,7 +349,7 @@ fn pools_are_used_by_priority_then_by_name_and_only_if_they_are_for_the_service(
 fn two_families_are_given_together_or_as_the_policy_says() {
     let mut world = World::default();
     let outcome = world.with([
-        pool("v4", json!({"cidrs": ["198.51.100.0/24"]})),
+        pool("v4", json!({"addresses": ["198.51.100.0/24"]})),
         dual("prefers", "PreferDualStack"),
         dual("requires", "RequireDualStack"),
     ]);
@@ -361,7 +361,7 @@ fn two_families_are_given_together_or_as_the_policy_says() {
     assert_eq!(given(&outcome, "requires").1, reason::NO_POOL);
     assert!(!given(&outcome, "requires").0);
 
-    let outcome = world.with([pool("v6", json!({"cidrs": ["2001:db8:f::/64"]}))]);
+    let outcome = world.with([pool("v6", json!({"addresses": ["2001:db8:f::/64"]}))]);
     assert_eq!(ips(&outcome, "prefers"), ["198.51.100.0", "2001:db8:f::"]);
     assert_eq!(ips(&outcome, "requires"), ["198.51.100.1", "2001:db8:f::1"]);
     assert_eq!(given(&outcome, "requires").1, reason::GIVEN);
@@ -386,7 +386,7 @@ fn services_share_an_address_with_one_key_other_ports_and_the_same_policy() {
     let pods = ("/spec/selector", json!({"app": "x"}));
     let mut world = World::default();
     let outcome = world.with([
-        pool("p", json!({"cidrs": ["198.51.100.0/24"]})),
+        pool("p", json!({"addresses": ["198.51.100.0/24"]})),
         keyed("a", 80, &[]),
         keyed("b", 443, &[]),
         keyed("c", 80, &[]),
@@ -415,7 +415,7 @@ fn services_share_an_address_with_one_key_other_ports_and_the_same_policy() {
 #[test]
 fn of_pools_that_overlap_the_older_one_is_used_whatever_came_first() {
     let dated = |name: &str, cidr: &str, time: &str| {
-        let mut document = pool(name, json!({"cidrs": [cidr]}));
+        let mut document = pool(name, json!({"addresses": [cidr]}));
         document["metadata"]["creationTimestamp"] = json!(time);
         document
     };
@@ -446,7 +446,7 @@ fn addresses_of_nodes_pods_and_the_cluster_are_never_given() {
     let clustered =
         altered("c", &[("/spec/type", json!("ClusterIP")), ("/spec/clusterIP", json!("198.51.100.3"))]);
     let outcome = world.with([
-        pool("p", json!({"cidrs": ["198.51.100.0/29"], "ranges": [{"first": "10.95.255.255", "last": "10.96.0.3"}]})),
+        pool("p", json!({"addresses": ["198.51.100.0/29", "10.95.255.255-10.96.0.3"]})),
         node("n1", &["198.51.100.0"], &["198.51.100.4/31"]),
         clustered,
         service("a"),
@@ -485,7 +485,7 @@ fn the_api_server_is_never_shadowed() {
     });
     let mut world = World::default();
     let documents = [
-        pool("p", json!({"cidrs": ["198.51.100.0/24"]})),
+        pool("p", json!({"addresses": ["198.51.100.0/24"]})),
         slice,
         service("a"),
         annotated("b", ADDRESSES, "198.51.100.0"),
@@ -503,7 +503,7 @@ fn the_api_server_is_never_shadowed() {
 fn the_first_and_the_last_address_of_a_prefix_are_left_out_if_the_pool_says_so() {
     let mut world = World::default();
     let spec =
-        json!({"cidrs": ["198.51.100.0/30", "198.51.100.8/31", "198.51.100.12/32"], "avoidFirstLast": true});
+        json!({"addresses": ["198.51.100.0/30", "198.51.100.8/31", "198.51.100.12/32"], "avoidFirstLast": true});
     let outcome =
         world.with(["a", "b", "c", "d", "e", "f"].map(service).into_iter().chain([pool("p", spec)]));
     let all = ["a", "b", "c", "d", "e"].map(|name| ips(&outcome, name).concat());
@@ -518,7 +518,7 @@ fn what_a_document_says_that_its_service_has_is_nobody_elses() {
     let own = altered("own", &[("/status", status("198.51.100.0"))]);
     let other = ("/spec/loadBalancerClass", json!("example.org/other"));
     let others = altered("others", &[other, ("/status", status("198.51.100.1"))]);
-    let outcome = world.with([pool("p", json!({"cidrs": ["198.51.100.0/24"]})), own, others, service("a")]);
+    let outcome = world.with([pool("p", json!({"addresses": ["198.51.100.0/24"]})), own, others, service("a")]);
     assert_eq!(ips(&outcome, "a"), ["198.51.100.2"]);
     assert_eq!(ips(&outcome, "own"), ["198.51.100.0"]);
     let assigned = &assignment(&outcome, "own").addresses[0];
@@ -531,7 +531,7 @@ fn a_status_that_we_write_ourselves_counts_for_nothing_but_the_record_does() {
     let mut world = World::default();
     world.settings.document_addresses = false;
     let status = ("/status", json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}]}}));
-    let documents = [pool("p", json!({"cidrs": ["198.51.100.0/24"]})), altered("a", &[status])];
+    let documents = [pool("p", json!({"addresses": ["198.51.100.0/24"]})), altered("a", &[status])];
     world.record.insert(ServiceKey::new("shop", "a"), vec!["198.51.100.9".parse().unwrap()]);
     let outcome = world.with(documents.clone());
     assert_eq!(ips(&outcome, "a"), ["198.51.100.9"], "as a front does that reads the record from the status");
@@ -543,7 +543,7 @@ fn a_status_that_we_write_ourselves_counts_for_nothing_but_the_record_does() {
 #[test]
 fn a_service_that_may_still_be_there_keeps_its_address() {
     let mut world = World::default();
-    world.with([pool("p", json!({"cidrs": ["198.51.100.0/31"]})), service("a"), service("b")]);
+    world.with([pool("p", json!({"addresses": ["198.51.100.0/31"]})), service("a"), service("b")]);
     world.unreadable.insert(ServiceKey::new("shop", "a"));
     world.store.apply(Event::Delete(ObjectKey::new(Kind::Service, "shop", "b")));
     let outcome = world.without(Kind::Service, "a");
@@ -562,7 +562,7 @@ fn a_service_that_may_still_be_there_keeps_its_address() {
 fn a_service_that_is_being_deleted_keeps_what_it_has_and_gets_nothing_new() {
     let mut world = World::default();
     let deleting = ("/metadata/deletionTimestamp", json!("2025-01-31T12:00:00Z"));
-    world.with([pool("p", json!({"cidrs": ["198.51.100.0/24"]})), service("a")]);
+    world.with([pool("p", json!({"addresses": ["198.51.100.0/24"]})), service("a")]);
     let outcome = world.with([altered("a", std::slice::from_ref(&deleting)), altered("b", &[deleting])]);
     assert_eq!((ips(&outcome, "a"), given(&outcome, "a").1), (vec!["198.51.100.0".into()], reason::GIVEN));
     assert_eq!((ips(&outcome, "b"), given(&outcome, "b").1), (vec![], reason::TERMINATING));
@@ -572,8 +572,8 @@ fn a_service_that_is_being_deleted_keeps_what_it_has_and_gets_nothing_new() {
 fn ten_thousand_services_and_the_largest_pools_take_no_enumeration() {
     let mut world = World::default();
     let pools = [
-        pool("p", json!({"cidrs": ["2001:db8::/32", "fd00::/8"]})),
-        pool("q", json!({"cidrs": ["100.64.0.0/10"]})),
+        pool("p", json!({"addresses": ["2001:db8::/32", "fd00::/8"]})),
+        pool("q", json!({"addresses": ["100.64.0.0/10"]})),
     ];
     let services = (0..10_000).map(|number| dual(&format!("s{number}"), "RequireDualStack"));
     let outcome = world.with(services.chain(pools));
@@ -596,10 +596,10 @@ fn one_sharing_key_of_thousands_of_services_costs_little_and_one_address_has_so_
     };
     let mut world = World::default();
     let outcome = world
-        .with((0..300).map(|n| keyed(n, 1000 + n)).chain([pool("p", json!({"cidrs": ["198.51.100.0/24"]}))]));
+        .with((0..300).map(|n| keyed(n, 1000 + n)).chain([pool("p", json!({"addresses": ["198.51.100.0/24"]}))]));
     assert_eq!([ips(&outcome, "s00255"), ips(&outcome, "s00256")], [["198.51.100.0"], ["198.51.100.1"]]);
     let same_port = (0..5_000).map(|n| keyed(n, 80));
     let mut world = World::default();
-    let outcome = world.with(same_port.chain([pool("p", json!({"cidrs": ["100.64.0.0/10"]}))]));
+    let outcome = world.with(same_port.chain([pool("p", json!({"addresses": ["100.64.0.0/10"]}))]));
     assert_eq!(ips(&outcome, "s04999"), ["100.64.19.135"], "each has its own");
 }

@@ -436,6 +436,6 @@ mod tests {
             allowed.extend(resources.map(|resource| format!("{group}/{}", resource.as_str().unwrap())));
         }
         allowed.sort();
-        assert_eq!(allowed, portolan_kubernetes::resources());
+        assert_eq!(allowed, portolan_kubernetes::Interest::AGENT.resources());
     }
 }

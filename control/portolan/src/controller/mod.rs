@@ -1,8 +1,10 @@
 //! The controller: one process for all nodes that gives services of type LoadBalancer their addresses.
 //!
-//! It touches no kernel and needs no rights but to write one file, the [state](state::StateFile): its memory, and what
-//! agents on the same directory read the addresses from.
+//! It touches no kernel. On a directory it needs no rights but to write one file, the [state](state::StateFile): its memory,
+//! and what agents on the same directory read the addresses from. On an API server the statuses of Services are both;
+//! of several controllers one leads ([`cluster`]).
 
+mod cluster;
 mod options;
 mod state;
 
@@ -43,9 +45,13 @@ pub(crate) fn default_state(directory: &Path) -> PathBuf {
 }
 
 async fn serve(options: &Options) -> anyhow::Result<()> {
-    let SourceSpec::Dir(directory) = &options.source else {
-        bail!("--source kubernetes: the controller works with dir:PATH only so far");
-    };
+    match &options.source {
+        SourceSpec::Dir(directory) => serve_directory(options, directory).await,
+        SourceSpec::Kubernetes(kubeconfig) => cluster::serve(options, kubeconfig.clone()).await,
+    }
+}
+
+async fn serve_directory(options: &Options, directory: &Path) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let path = options.state.clone().unwrap_or_else(|| default_state(directory));

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
+use http::Uri;
 use ipnetwork::IpNetwork;
+use portolan_kubernetes::LeaseName;
 use portolan_pool::Settings;
 
 use crate::agent::{LogFormat, SERVICE_CIDRS, SourceSpec};
@@ -11,17 +13,29 @@ use crate::agent::{LogFormat, SERVICE_CIDRS, SourceSpec};
 /// Options of `portolan controller`.
 #[derive(Args, Clone, Debug)]
 #[command(
-    after_help = "It needs no root, and one is enough for all nodes: a second one on the same state is refused.\n\n\
-    Example:\n  portolan controller --source dir:/etc/portolan/objects"
+    after_help = "It needs no root, and one is enough for all nodes. A second one on the same directory is refused; of several on \
+    one API server one leads and the others wait.\n\n\
+    Examples:\n  portolan controller --source dir:/etc/portolan/objects\n  portolan controller --source kubernetes"
 )]
 pub struct Options {
-    /// Where objects come from: dir:PATH, a directory of Kubernetes YAML
+    /// Where objects come from and what is given goes to: dir:PATH, a directory of Kubernetes YAML; or kubernetes, the API
+    /// server of the cluster that this process is a pod of; or kubernetes:KUBECONFIG
     #[arg(long, value_name = "SOURCE")]
     pub source: SourceSpec,
     /// The file that it keeps what it gave in, and that agents read it from: in their directory. Not set:
-    /// portolan-status.yaml in the directory of the source
+    /// portolan-status.yaml in the directory of the source. With kubernetes the statuses of Services are that
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,
+    /// Addresses of API servers (https://HOST:PORT) to use in turn instead of the configuration's
+    #[arg(long = "apiserver", value_name = "URL", value_delimiter = ',')]
+    pub api_servers: Vec<Uri>,
+    /// With kubernetes: the Lease that says which controller leads, as NAMESPACE/NAME or NAME. Without a namespace it is in
+    /// that of the configuration: in a pod the pod's own
+    #[arg(long, value_name = "LEASE", default_value = "portolan-controller", value_parser = lease)]
+    pub lease: LeaseName,
+    /// How long a leader that is not heard of leads
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub lease_duration: u64,
     /// Ranges of services' cluster addresses, as agents have them: nothing in them is given
     #[arg(long = "service-cidr", value_delimiter = ',', default_values = SERVICE_CIDRS)]
     pub service_cidrs: Vec<IpNetwork>,
@@ -42,7 +56,18 @@ impl Options {
             class: self.load_balancer_class.as_str().into(),
             is_default: self.default_load_balancer,
             service_cidrs: self.service_cidrs.clone(),
-            document_addresses: true,
+            document_addresses: matches!(self.source, SourceSpec::Dir(_)),
         }
     }
+}
+
+fn lease(text: &str) -> Result<LeaseName, String> {
+    let (namespace, name) = match text.split_once('/') {
+        Some((namespace, name)) => (Some(namespace.to_owned()), name),
+        None => (None, text),
+    };
+    if name.is_empty() || name.contains('/') || namespace.as_ref().is_some_and(String::is_empty) {
+        return Err(format!("expected NAMESPACE/NAME or NAME, found {text:?}"));
+    }
+    Ok(LeaseName { namespace, name: name.to_owned() })
 }

@@ -279,21 +279,27 @@ fn pool(name: &str, report: &PoolReport) -> Pool {
         api_version: API_VERSION.to_owned(),
         kind: POOL.to_owned(),
         metadata: Metadata { namespace: None, name: name.to_owned() },
-        status: LoadBalancerPoolStatus {
-            ipv4: report.ipv4.map(count),
-            ipv6: report.ipv6.map(count),
-            conditions: report.conditions.iter().map(condition).collect(),
-        },
+        status: pool_status(report),
+    }
+}
+
+/// What is told of a pool.
+pub(super) fn pool_status(report: &PoolReport) -> LoadBalancerPoolStatus {
+    LoadBalancerPoolStatus {
+        ipv4: report.ipv4.map(count),
+        ipv6: report.ipv6.map(count),
+        conditions: report.conditions.iter().map(condition).collect(),
     }
 }
 
 /// JSON's readers have whole numbers of 64 bits at most.
 fn count(count: Count) -> AddressCount {
     let number = |number: u128| i64::try_from(number).unwrap_or(i64::MAX);
-    AddressCount { total: number(count.total), used: number(count.used), free: number(count.free) }
+    AddressCount { total: number(count.total), assigned: number(count.used), available: number(count.free) }
 }
 
-fn condition(condition: &Condition) -> StatusCondition {
+/// As objects hold it, without a time.
+pub(super) fn condition(condition: &Condition) -> StatusCondition {
     StatusCondition {
         kind: condition.kind.to_owned(),
         status: if condition.status { "True" } else { "False" }.to_owned(),

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-const POOL: &str = "apiVersion: portolan.dev/v1alpha1\nkind: LoadBalancerPool\nmetadata: {name: p}\nspec: {cidrs: [198.51.100.0/30]}\n";
+const POOL: &str = "apiVersion: portolan.dev/v1alpha1\nkind: LoadBalancerPool\nmetadata: {name: p}\nspec: {addresses: [198.51.100.0/30]}\n";
 
 fn service(name: &str) -> String {
     format!(

@@ -206,7 +206,7 @@ fn a_document_that_is_no_object_is_refused() {
 #[test]
 fn pools_and_statuses_are_read_and_what_is_only_told_is_not() {
     let mut world = World::default();
-    let text = "apiVersion: portolan.dev/v1alpha1\nkind: LoadBalancerPool\nmetadata: {name: p}\nspec:\n  cidrs:\n  - 198.51.100.0/24\n  \
+    let text = "apiVersion: portolan.dev/v1alpha1\nkind: LoadBalancerPool\nmetadata: {name: p}\nspec:\n  addresses:\n  - 198.51.100.0/24\n  \
                 - 127.0.0.0/8\n---\napiVersion: portolan.dev/v1alpha1\nkind: LoadBalancerPoolStatus\nmetadata: {name: p}\n---\n\
                 apiVersion: portolan.dev/v1alpha1\nkind: ServiceStatus\nmetadata: {name: web}\nstatus:\n  loadBalancer:\n    ingress:\n    \
                 - ip: 198.51.100.1\n      ipMode: VIP\n";
@@ -214,7 +214,7 @@ fn pools_and_statuses_are_read_and_what_is_only_told_is_not() {
     assert_eq!(
         world.refusals(),
         [
-            "x.yaml:7: LoadBalancerPool p: spec.cidrs[1]: expected a unicast address outside one host or link, found \
+            "x.yaml:7: LoadBalancerPool p: spec.addresses[1]: expected a unicast address outside one host or link, found \
              127.0.0.0/8, with loopback 127.0.0.0 (the rest of it is served)"
         ]
     );
