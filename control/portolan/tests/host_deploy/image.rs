@@ -77,7 +77,7 @@ fn what_the_build_reads_is_copied_and_not_ignored() {
     let metadata = metadata();
     let members =
         metadata["packages"].as_array().unwrap().iter().map(|it| it["manifest_path"].as_str().unwrap());
-    let mut needed: BTreeSet<String> = members.map(|path| first_part(path)).collect();
+    let mut needed: BTreeSet<String> = members.map(first_part).collect();
     // Not a member; the build script of `dataplane/node` builds it.
     needed.extend(["ebpf", "Cargo.toml", "Cargo.lock", ".cargo"].map(str::to_owned));
     assert!(needed.is_subset(&sources), "missing: {:?}", needed.difference(&sources));
