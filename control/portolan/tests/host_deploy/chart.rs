@@ -292,6 +292,39 @@ fn the_kubelet_asks_where_the_agent_answers() {
 }
 
 #[test]
+fn the_log_level_reaches_both() {
+    let chart = Chart::with(&with(json!({"logLevel": "portolan=debug"})));
+    for (kind, name) in [("DaemonSet", "portolan"), ("Deployment", "portolan-controller")] {
+        let variables = chart.pod(kind, name)["containers"][0]["env"].as_array().unwrap();
+        assert!(variables.contains(&json!({"name": "RUST_LOG", "value": "portolan=debug"})), "{kind}");
+    }
+}
+
+#[test]
+fn what_pods_may_have_reaches_them() {
+    let own = json!({
+        "nodeSelector": {"example.com/role": "edge"},
+        "tolerations": [{"key": "example.com/edge", "operator": "Exists"}],
+        "podAnnotations": {"example.com/team": "net"},
+        "resources": {"limits": {"memory": "256Mi"}},
+        "priorityClassName": "example"
+    });
+    let values =
+        with(json!({"agent": own, "controller": own, "image": {"pullSecrets": [{"name": "registry"}]}}));
+    let chart = Chart::with(&values);
+    for (kind, name) in [("DaemonSet", "portolan"), ("Deployment", "portolan-controller")] {
+        let pod = chart.pod(kind, name);
+        for field in ["nodeSelector", "tolerations", "priorityClassName"] {
+            assert_eq!(pod[field], own[field], "{kind}");
+        }
+        assert_eq!(pod["containers"][0]["resources"]["limits"], own["resources"]["limits"], "{kind}");
+        assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]), "{kind}");
+        let template = &chart.document(kind, name)["spec"]["template"];
+        assert_eq!(template["metadata"]["annotations"], own["podAnnotations"], "{kind}");
+    }
+}
+
+#[test]
 fn directories_of_the_node_can_be_elsewhere() {
     let values = with(json!({"hostPaths": {"cniConf": "/var/lib/cni/conf"}}));
     let chart = Chart::with(&values);
