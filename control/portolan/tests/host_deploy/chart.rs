@@ -40,6 +40,7 @@ fn everything() -> (Value, Vec<&'static str>, Vec<&'static str>) {
         "nodePortAddresses": ["192.0.2.0/24", "2001:db8::/64"],
         "masqueradeRange": "20000-29999",
         "socketCgroup": "/sys/fs/cgroup",
+        "loadBalancerClass": "example.com/lb",
         // Such numbers have an exponent, if a template prints them as they are.
         "sizes": {
             "services": 65_536, "slots": 4_194_304, "backends": 131_072, "frontends": 131_072, "sources": 1_000_000,
@@ -51,7 +52,7 @@ fn everything() -> (Value, Vec<&'static str>, Vec<&'static str>) {
         "logFormat": "json",
         "agent": {"extraArgs": ["--force-clsact"]},
         "controller": {
-            "loadBalancerClass": "example.com/lb", "defaultLoadBalancer": false, "extraArgs": ["--state=/tmp/state"]
+            "defaultLoadBalancer": false, "extraArgs": ["--state=/tmp/state"]
         }
     });
     let agent = vec![

@@ -88,7 +88,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 - --source=kubernetes
 {{- include "portolan.options" (list
   (list "service-cidr" .Values.serviceCIDRs)
-  (list "load-balancer-class" .Values.controller.loadBalancerClass)
+  (list "load-balancer-class" .Values.loadBalancerClass)
   (list "default-load-balancer" .Values.controller.defaultLoadBalancer)
   (list "log-format" .Values.logFormat)
 ) }}
