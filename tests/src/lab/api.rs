@@ -199,7 +199,13 @@ impl ApiServer {
     ///
     /// # Errors
     /// There is no such object.
-    pub fn edit(&self, plural: &str, namespace: &str, name: &str, edit: impl FnOnce(&mut Value)) -> Result<()> {
+    pub fn edit(
+        &self,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<()> {
         let key = (plural.to_owned(), namespace.to_owned(), name.to_owned());
         let mut objects = self.shared.lock();
         objects.edit(&key, edit).map_err(|(.., message)| anyhow::Error::msg(message))?;
@@ -352,7 +358,9 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
     let method = request.method().as_str().to_owned();
     let lost = || io::Error::other("the connection is lost");
     match shared.fault(&method, &path) {
-        Some(Fault::Refuse(code)) => return Ok(refused((code, "Injected", "as the test asked for".to_owned()))),
+        Some(Fault::Refuse(code)) => {
+            return Ok(refused((code, "Injected", "as the test asked for".to_owned())));
+        }
         Some(Fault::LoseRequest) => return Err(lost()),
         Some(Fault::LoseAnswer) => {
             dispatch(shared, request, &path, &method).await?;
@@ -428,8 +436,9 @@ async fn stream(
             (objects.since(from, plural), objects.version)
         };
         let forgotten = lines.is_none();
-        let lines =
-            lines.get_or_insert_with(|| vec![json!({"type": "ERROR", "object": status(410, "Expired", "too old resource version")})]);
+        let lines = lines.get_or_insert_with(|| {
+            vec![json!({"type": "ERROR", "object": status(410, "Expired", "too old resource version")})]
+        });
         if !forgotten && now > from {
             let metadata = json!({"resourceVersion": now.to_string(), "creationTimestamp": null});
             let bookmark = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata});
