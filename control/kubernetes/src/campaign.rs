@@ -140,8 +140,8 @@ impl Candidate {
             }
             Action::Create => {
                 let lease = json!({"metadata": {"name": self.name.name}, "spec": taken(0)});
-                let lease: ApiLease = serde_json::from_value(lease)
-                    .map_err(|error| WriteError::Unknown(error.to_string()))?;
+                let lease: ApiLease =
+                    serde_json::from_value(lease).map_err(|error| WriteError::Unknown(error.to_string()))?;
                 let made = self.api().create(&PostParams::default(), &lease).await;
                 made.map(|lease| Some(lease_of(&lease))).map_err(WriteError::from)
             }

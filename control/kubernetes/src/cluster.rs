@@ -202,7 +202,10 @@ impl Cluster {
 const ACTION: &str = "Allocate";
 
 fn recorder(client: &Client) -> Recorder {
-    Recorder::new(client.clone(), Reporter { controller: "portolan.dev/controller".to_owned(), instance: None })
+    Recorder::new(
+        client.clone(),
+        Reporter { controller: "portolan.dev/controller".to_owned(), instance: None },
+    )
 }
 
 fn shorten(text: &str) -> String {

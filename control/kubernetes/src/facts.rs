@@ -104,7 +104,10 @@ mod tests {
         let facts = facts.unwrap();
         assert_eq!((facts.uid.as_str(), facts.version.as_str()), ("76fd7b1b", "588"));
         assert!(facts.deleting && facts.is_load_balancer && facts.finalizers == ["a/b"]);
-        assert_eq!((facts.manager.as_deref(), facts.class.as_deref()), (Some("portolan.dev/lb"), Some("portolan.dev/lb")));
+        assert_eq!(
+            (facts.manager.as_deref(), facts.class.as_deref()),
+            (Some("portolan.dev/lb"), Some("portolan.dev/lb"))
+        );
         assert_eq!(facts.addresses(), ["198.51.100.7".parse::<IpAddr>().unwrap()]);
         assert_eq!((facts.ingress().len(), facts.conditions().len()), (3, 1));
     }
@@ -121,7 +124,8 @@ mod tests {
 
     #[test]
     fn versions_are_ordered_within_one_object() {
-        let facts = |uid: &str, version: &str| Facts { uid: uid.into(), version: version.into(), ..Facts::default() };
+        let facts =
+            |uid: &str, version: &str| Facts { uid: uid.into(), version: version.into(), ..Facts::default() };
         assert!(facts("a", "9").is_older_than(&facts("a", "10")));
         assert!(!facts("a", "10").is_older_than(&facts("a", "10")));
         assert!(!facts("a", "9").is_older_than(&facts("b", "10")));

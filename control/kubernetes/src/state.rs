@@ -326,7 +326,10 @@ mod tests {
         bad["metadata"]["resourceVersion"] = json!("5");
         assert_eq!(state.list(Kind::Service, &[bad]), []);
         let facts = state.take_facts();
-        assert!(matches!(&facts[..], [(of, Some(facts))] if *of == key("a") && facts.uid == "u1"), "{facts:?}");
+        assert!(
+            matches!(&facts[..], [(of, Some(facts))] if *of == key("a") && facts.uid == "u1"),
+            "{facts:?}"
+        );
         assert_eq!(state.list(Kind::Service, &[]), []);
         assert_eq!(state.take_facts(), [(key("a"), None)]);
         state.take_in(Kind::Service, Seen::Deleted(key("b")), &server());

@@ -29,10 +29,24 @@ mod tests {
 
     #[test]
     fn durations_are_read_as_kubernetes_writes_them() {
-        for (text, expected) in [("90s", 90), ("1m30s", 90), ("1h", 3600), ("1h0m1s", 3601), ("0s", 0), ("0", 0)] {
+        for (text, expected) in
+            [("90s", 90), ("1m30s", 90), ("1h", 3600), ("1h0m1s", 3601), ("0s", 0), ("0", 0)]
+        {
             assert_eq!(seconds(text), Some(expected), "{text}");
         }
-        for bad in ["", "90", "s", "1.5s", "-1s", "90 s", "90sec", "100ms", "1d", "99999999999999999999s", "5s\u{e9}"] {
+        for bad in [
+            "",
+            "90",
+            "s",
+            "1.5s",
+            "-1s",
+            "90 s",
+            "90sec",
+            "100ms",
+            "1d",
+            "99999999999999999999s",
+            "5s\u{e9}",
+        ] {
             assert_eq!(seconds(bad), None, "{bad}");
         }
         assert_eq!(seconds(&format!("{}h", u64::MAX)), None);

@@ -146,9 +146,7 @@ fn entry(field: &str, text: &str, inner: bool) -> Result<AddressRange, Invalid> 
         Some((first, last)) => range(field, first.trim(), last.trim()),
         None if text.contains('/') => cidr(field, text).map(|all| if inner { all.inner() } else { all }),
         // A lone address may be one whose length was forgotten.
-        None => {
-            Err(Invalid::text(field, "a prefix like 198.51.100.0/24, or a range FIRST-LAST", text))
-        }
+        None => Err(Invalid::text(field, "a prefix like 198.51.100.0/24, or a range FIRST-LAST", text)),
     }
 }
 
@@ -207,7 +205,8 @@ fn check_namespace_label(field: &str, key: &str) -> Result<(), Invalid> {
     if key == NAMESPACE_LABEL {
         return Ok(());
     }
-    let expected = format!("{NAMESPACE_LABEL}: namespaces are selected by their names, other labels are not read");
+    let expected =
+        format!("{NAMESPACE_LABEL}: namespaces are selected by their names, other labels are not read");
     Err(Invalid::text(field, expected, key))
 }
 

@@ -64,13 +64,19 @@ pub struct ApiServer {
     mirror: Option<JoinHandle<()>>,
 }
 
+/// Whether the server is away, and how often connections were cut: one that was opened before the last cut ends.
+#[derive(Clone, Copy, Debug, Default)]
+struct Away {
+    away: bool,
+    cuts: u64,
+}
+
 #[derive(Debug)]
 struct Shared {
     objects: Mutex<Objects>,
     /// The latest version, for watches that wait.
     version: watch::Sender<u64>,
-    /// Connections end while it is true.
-    away: watch::Sender<bool>,
+    away: watch::Sender<Away>,
     stop: AtomicBool,
     /// How often the directory was looked at.
     looks: AtomicU64,
@@ -86,7 +92,7 @@ impl ApiServer {
     /// No runtime can be made.
     pub fn start(directory: &Path) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let (version, away) = (watch::Sender::new(0), watch::Sender::new(false));
+        let (version, away) = (watch::Sender::new(0), watch::Sender::new(Away::default()));
         let objects = Mutex::new(Objects::new());
         let shared = Arc::new(Shared {
             objects,
@@ -143,7 +149,7 @@ impl ApiServer {
 
     /// Cuts every connection and takes no more, or answers again.
     pub fn set_away(&self, away: bool) {
-        self.shared.away.send_replace(away);
+        self.shared.away.send_modify(|it| it.away = away);
     }
 
     /// Forgets what happened: a watch that wants to go on from before now gets 410.
@@ -199,7 +205,13 @@ impl ApiServer {
     ///
     /// # Errors
     /// There is no such object.
-    pub fn edit(&self, plural: &str, namespace: &str, name: &str, edit: impl FnOnce(&mut Value)) -> Result<()> {
+    pub fn edit(
+        &self,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<()> {
         let key = (plural.to_owned(), namespace.to_owned(), name.to_owned());
         let mut objects = self.shared.lock();
         objects.edit(&key, edit).map_err(|(.., message)| anyhow::Error::msg(message))?;
@@ -209,8 +221,7 @@ impl ApiServer {
 
     /// Ends every connection, as a server that is restarted does, and answers again at once.
     pub fn cut(&self) {
-        self.set_away(true);
-        self.set_away(false);
+        self.shared.away.send_modify(|it| it.cuts += 1);
     }
 
     /// How often a list was asked for.
@@ -305,12 +316,13 @@ type Body = BoxBody<Bytes, Infallible>;
 /// Serves one connection until it ends or the server goes away.
 async fn connection(shared: Arc<Shared>, stream: tokio::net::TcpStream) {
     let mut away = shared.away.subscribe();
+    let opened = away.borrow().cuts;
     let service = service_fn(|request| answer(Arc::clone(&shared), request));
     let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         // How a client ends its connection is its own business.
         _ = serving => {}
-        _ = away.wait_for(|away| *away) => {}
+        _ = away.wait_for(|now| now.away || now.cuts != opened) => {}
     }
 }
 
@@ -352,7 +364,9 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
     let method = request.method().as_str().to_owned();
     let lost = || io::Error::other("the connection is lost");
     match shared.fault(&method, &path) {
-        Some(Fault::Refuse(code)) => return Ok(refused((code, "Injected", "as the test asked for".to_owned()))),
+        Some(Fault::Refuse(code)) => {
+            return Ok(refused((code, "Injected", "as the test asked for".to_owned())));
+        }
         Some(Fault::LoseRequest) => return Err(lost()),
         Some(Fault::LoseAnswer) => {
             dispatch(shared, request, &path, &method).await?;
@@ -428,8 +442,9 @@ async fn stream(
             (objects.since(from, plural), objects.version)
         };
         let forgotten = lines.is_none();
-        let lines =
-            lines.get_or_insert_with(|| vec![json!({"type": "ERROR", "object": status(410, "Expired", "too old resource version")})]);
+        let lines = lines.get_or_insert_with(|| {
+            vec![json!({"type": "ERROR", "object": status(410, "Expired", "too old resource version")})]
+        });
         if !forgotten && now > from {
             let metadata = json!({"resourceVersion": now.to_string(), "creationTimestamp": null});
             let bookmark = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata});

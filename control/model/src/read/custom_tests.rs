@@ -143,7 +143,10 @@ fn a_pool_whose_restrictions_are_not_understood_is_refused_as_a_whole() {
     );
     let name = "kubernetes.io/metadata.name";
     let selector = "spec.namespaceSelector";
-    assert_eq!(with("namespaceSelector", json!({"matchLabels": {"team": "a"}})), format!("{selector}.matchLabels"));
+    assert_eq!(
+        with("namespaceSelector", json!({"matchLabels": {"team": "a"}})),
+        format!("{selector}.matchLabels")
+    );
     let at = |field: &str| format!("{selector}.matchExpressions[0].{field}");
     assert_eq!(with("namespaceSelector", expression("team", "In", json!(["a"]))), at("key"));
     assert_eq!(with("namespaceSelector", expression(name, "NotIn", json!(["a"]))), at("operator"));
@@ -199,8 +202,9 @@ fn a_peer_is_read_field_by_field() {
     assert_eq!(full.next_hop_v6, Some("2001:db8::7".parse().unwrap()));
     let in_rack = |rack: &str| full.nodes.matches(&[("rack".into(), rack.into())].into());
     assert!(!full.nodes.is_everything() && in_rack("1") && in_rack("2") && !in_rack("3"));
-    let filed =
-        peer(json!({"peerAddress": "192.0.2.1", "peerASN": 64512, "password": {"file": "/etc/portolan/bgp"}}));
+    let filed = peer(
+        json!({"peerAddress": "192.0.2.1", "peerASN": 64512, "password": {"file": "/etc/portolan/bgp"}}),
+    );
     assert_eq!(filed.password, Some(PasswordSource::File("/etc/portolan/bgp".into())));
 }
 
@@ -243,7 +247,8 @@ fn a_peer_that_cannot_work_is_refused_with_its_field() {
     assert_eq!(with_password(both), "spec.password");
     assert_eq!(with_password(json!({"file": "bgp"})), "spec.password.file");
     assert_eq!(with_password(json!({"secretRef": {"name": "b"}})), "spec.password.secretRef.namespace");
-    let selector = json!([{"matchLabels": {"rack": "1"}}, {"matchExpressions": [{"key": "a", "operator": "Near"}]}]);
+    let selector =
+        json!([{"matchLabels": {"rack": "1"}}, {"matchExpressions": [{"key": "a", "operator": "Near"}]}]);
     let spec = json!({"peerAddress": "192.0.2.1", "peerASN": 64512, "nodeSelectors": selector});
     assert_eq!(refused(&custom("BGPPeer", spec)).0, "spec.nodeSelectors[1].matchExpressions[0].operator");
 }

@@ -237,5 +237,8 @@ fn stranger(wish: &LoadBalancer) -> Option<Lack> {
 }
 
 fn not_selected(pool: &Pool<'_>) -> String {
-    format!("pool {} is not for this service: its serviceSelector or namespaceSelector names others", pool.name())
+    format!(
+        "pool {} is not for this service: its serviceSelector or namespaceSelector names others",
+        pool.name()
+    )
 }

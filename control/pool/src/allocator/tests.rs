@@ -218,7 +218,10 @@ fn an_address_that_is_asked_for_is_given_or_refused_with_the_reason() {
     let mut world = World::default();
     let documents = [
         pool("p", json!({"addresses": ["198.51.100.0/24"], "autoAssign": false})),
-        pool("q", json!({"addresses": ["203.0.113.0/24"], "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "bank"}}})),
+        pool(
+            "q",
+            json!({"addresses": ["203.0.113.0/24"], "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "bank"}}}),
+        ),
         pool("r", json!({"addresses": ["198.51.100.128/25"]})),
         node("n1", &["198.51.100.11"], &["198.51.100.64/28"]),
         annotated("a", ADDRESSES, "198.51.100.7"),
@@ -284,7 +287,8 @@ fn an_address_that_was_shared_and_given_up_is_one_like_any_other() {
         altered(name, &[("/metadata/annotations", json!({SHARING: "k", ADDRESSES: asked}))])
     };
     let mut world = World::default();
-    let outcome = world.with([pool("p", json!({"addresses": ["198.51.100.0/29"]})), keyed("a", "198.51.100.2")]);
+    let outcome =
+        world.with([pool("p", json!({"addresses": ["198.51.100.0/29"]})), keyed("a", "198.51.100.2")]);
     assert_eq!(ips(&outcome, "a"), ["198.51.100.2"]);
     let outcome = world.with([keyed("a", "198.51.100.3"), keyed("b", "")]);
     assert_eq!([ips(&outcome, "a"), ips(&outcome, "b")], [["198.51.100.3"], ["198.51.100.0"]]);
@@ -322,7 +326,10 @@ fn pools_are_used_by_priority_then_by_name_and_only_if_they_are_for_the_service(
     let pools = [
         pool("a", json!({"addresses": ["198.51.100.1/32"]})),
         pool("b", json!({"addresses": ["198.51.100.2/32"], "priority": 5, "serviceSelector": selector})),
-        pool("c", json!({"addresses": ["198.51.100.3/32"], "priority": 9, "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "bank"}}})),
+        pool(
+            "c",
+            json!({"addresses": ["198.51.100.3/32"], "priority": 9, "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "bank"}}}),
+        ),
         pool("d", json!({"addresses": ["198.51.100.4/32"], "priority": 9, "autoAssign": false})),
     ];
     let labelled = |name, labels: Value| altered(name, &[("/metadata/labels", labels)]);
@@ -502,8 +509,7 @@ fn the_api_server_is_never_shadowed() {
 #[test]
 fn the_first_and_the_last_address_of_a_prefix_are_left_out_if_the_pool_says_so() {
     let mut world = World::default();
-    let spec =
-        json!({"addresses": ["198.51.100.0/30", "198.51.100.8/31", "198.51.100.12/32"], "avoidFirstLast": true});
+    let spec = json!({"addresses": ["198.51.100.0/30", "198.51.100.8/31", "198.51.100.12/32"], "avoidFirstLast": true});
     let outcome =
         world.with(["a", "b", "c", "d", "e", "f"].map(service).into_iter().chain([pool("p", spec)]));
     let all = ["a", "b", "c", "d", "e"].map(|name| ips(&outcome, name).concat());
@@ -518,7 +524,8 @@ fn what_a_document_says_that_its_service_has_is_nobody_elses() {
     let own = altered("own", &[("/status", status("198.51.100.0"))]);
     let other = ("/spec/loadBalancerClass", json!("example.org/other"));
     let others = altered("others", &[other, ("/status", status("198.51.100.1"))]);
-    let outcome = world.with([pool("p", json!({"addresses": ["198.51.100.0/24"]})), own, others, service("a")]);
+    let outcome =
+        world.with([pool("p", json!({"addresses": ["198.51.100.0/24"]})), own, others, service("a")]);
     assert_eq!(ips(&outcome, "a"), ["198.51.100.2"]);
     assert_eq!(ips(&outcome, "own"), ["198.51.100.0"]);
     let assigned = &assignment(&outcome, "own").addresses[0];
@@ -595,8 +602,9 @@ fn one_sharing_key_of_thousands_of_services_costs_little_and_one_address_has_so_
         )
     };
     let mut world = World::default();
-    let outcome = world
-        .with((0..300).map(|n| keyed(n, 1000 + n)).chain([pool("p", json!({"addresses": ["198.51.100.0/24"]}))]));
+    let outcome = world.with(
+        (0..300).map(|n| keyed(n, 1000 + n)).chain([pool("p", json!({"addresses": ["198.51.100.0/24"]}))]),
+    );
     assert_eq!([ips(&outcome, "s00255"), ips(&outcome, "s00256")], [["198.51.100.0"], ["198.51.100.1"]]);
     let same_port = (0..5_000).map(|n| keyed(n, 80));
     let mut world = World::default();

@@ -218,7 +218,9 @@ impl Engine {
     /// Finds out what became of writes that were not heard of, if that can be said.
     fn settle(&mut self, key: &ObjectKey) {
         let (Some(facts), Some(given)) = (self.facts.get(key), self.given.get_mut(&key.id)) else { return };
-        if key.kind != Kind::Service || given.doubt.as_ref().is_none_or(|doubt| doubt.version == facts.version) {
+        if key.kind != Kind::Service
+            || given.doubt.as_ref().is_none_or(|doubt| doubt.version == facts.version)
+        {
             return;
         }
         let found = facts.addresses();
@@ -464,7 +466,8 @@ impl Engine {
                 }
             }
         }
-        let notes = if part == Part::Status { self.news(key, facts, addresses.as_deref()) } else { Vec::new() };
+        let notes =
+            if part == Part::Status { self.news(key, facts, addresses.as_deref()) } else { Vec::new() };
         let writing = Writing { uid: facts.uid.clone(), addresses, notes };
         self.writes.insert(key.clone(), writing);
         Patch { object: key.clone(), part, body }

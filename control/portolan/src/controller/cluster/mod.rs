@@ -197,8 +197,7 @@ impl Term {
     /// Waits for what is under way, so that the next leader need not wonder.
     async fn finish(&mut self, until: Instant) -> anyhow::Result<()> {
         let deadline = until.min(Instant::now() + FAREWELL);
-        while let Ok(Some(written)) =
-            tokio::time::timeout_at(deadline.into(), self.writes.join_next()).await
+        while let Ok(Some(written)) = tokio::time::timeout_at(deadline.into(), self.writes.join_next()).await
         {
             self.note(written)?;
         }
