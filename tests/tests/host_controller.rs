@@ -384,10 +384,12 @@ fn without_the_kind_of_pools_services_keep_what_they_have_and_others_are_told() 
     let bench = Bench::start(1, &[pool("198.51.100.8/31"), ("a.yaml", service("a"))])?;
     bench.until_has("a", &["198.51.100.8"])?;
     bench.server.set_missing("loadbalancerpools", true);
+    bench.until("it says so", || {
+        bench.controllers[0].log().contains("does not have this kind").then_some(())
+    })?;
     bench.write(&[("b.yaml", service("b"))])?;
     bench.until_said("b", "NoPool")?;
     bench.until_has("a", &["198.51.100.8"])?;
-    ensure!(bench.controllers[0].log().contains("does not have this kind"), "{}", bench.controllers[0].log());
     bench.server.set_missing("loadbalancerpools", false);
     bench.until_has("b", &["198.51.100.9"])?;
     bench.check()

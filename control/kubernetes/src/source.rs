@@ -27,8 +27,8 @@ const UPDATES_WAITING: usize = 16;
 /// Events that make one update at most.
 const BATCH: usize = 4096;
 
-/// Failures one after the other, of all watches together, after which another server is tried.
-const FAILURES: usize = 6;
+/// Failures one after the other, of each watch on average, after which another server is tried.
+const FAILURES: usize = 2;
 
 /// Shortest and longest wait after a failure.
 const WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -174,7 +174,7 @@ impl<T: From<Watched> + Send + 'static> Worker<T> {
             if self.tell().await.is_err() {
                 return End::Closed;
             }
-            if failures >= FAILURES && self.config.servers.len() > 1 {
+            if failures >= FAILURES * self.interest.kinds.len() && self.config.servers.len() > 1 {
                 return End::Away;
             }
         }
@@ -231,7 +231,35 @@ fn of_kind(client: Client, kind: Kind) -> BoxStream<'static, Told> {
     let api: Api<DynamicObject> = Api::all_with(client, &resource);
     let types = TypeMeta { api_version: kind.api_version().to_owned(), kind: kind.as_str().to_owned() };
     let seen = move |event| (kind, event_of(kind, event, &types));
-    watcher(api, watcher::Config::default()).backoff(Wait::default()).map(seen).boxed()
+    let watch = move || watcher(api.clone(), watcher::Config::default()).backoff(Wait::default()).boxed();
+    let events = if is_own(kind) { beginning_anew(kind, watch) } else { watch() };
+    events.map(seen).boxed()
+}
+
+type Events = BoxStream<'static, watcher::Result<watcher::Event<DynamicObject>>>;
+
+/// A watch that begins anew with a list after its kind was missing: what was there before is not told again by one that goes
+/// on.
+fn beginning_anew(kind: Kind, watch: impl Fn() -> Events + Send + 'static) -> Events {
+    let state = (watch(), None, Wait::default());
+    let events = stream::unfold((state, watch), move |((mut events, pause, mut wait), watch)| async move {
+        if let Some(pause) = pause {
+            tokio::time::sleep(pause).await;
+            events = watch();
+        }
+        let event = events.next().await?;
+        let pause = match &event {
+            Err(error) if is_missing(kind, error) => wait.next(),
+            // `Init` comes before the server was asked.
+            Ok(watcher::Event::InitDone) => {
+                wait = Wait::default();
+                None
+            }
+            _ => None,
+        };
+        Some((event, ((events, pause, wait), watch)))
+    });
+    events.boxed()
 }
 
 fn event_of(

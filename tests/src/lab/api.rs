@@ -64,13 +64,19 @@ pub struct ApiServer {
     mirror: Option<JoinHandle<()>>,
 }
 
+/// Whether the server is away, and how often connections were cut: one that was opened before the last cut ends.
+#[derive(Clone, Copy, Debug, Default)]
+struct Away {
+    away: bool,
+    cuts: u64,
+}
+
 #[derive(Debug)]
 struct Shared {
     objects: Mutex<Objects>,
     /// The latest version, for watches that wait.
     version: watch::Sender<u64>,
-    /// Connections end while it is true.
-    away: watch::Sender<bool>,
+    away: watch::Sender<Away>,
     stop: AtomicBool,
     /// How often the directory was looked at.
     looks: AtomicU64,
@@ -86,7 +92,7 @@ impl ApiServer {
     /// No runtime can be made.
     pub fn start(directory: &Path) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let (version, away) = (watch::Sender::new(0), watch::Sender::new(false));
+        let (version, away) = (watch::Sender::new(0), watch::Sender::new(Away::default()));
         let objects = Mutex::new(Objects::new());
         let shared = Arc::new(Shared {
             objects,
@@ -143,7 +149,7 @@ impl ApiServer {
 
     /// Cuts every connection and takes no more, or answers again.
     pub fn set_away(&self, away: bool) {
-        self.shared.away.send_replace(away);
+        self.shared.away.send_modify(|it| it.away = away);
     }
 
     /// Forgets what happened: a watch that wants to go on from before now gets 410.
@@ -215,8 +221,7 @@ impl ApiServer {
 
     /// Ends every connection, as a server that is restarted does, and answers again at once.
     pub fn cut(&self) {
-        self.set_away(true);
-        self.set_away(false);
+        self.shared.away.send_modify(|it| it.cuts += 1);
     }
 
     /// How often a list was asked for.
@@ -311,12 +316,13 @@ type Body = BoxBody<Bytes, Infallible>;
 /// Serves one connection until it ends or the server goes away.
 async fn connection(shared: Arc<Shared>, stream: tokio::net::TcpStream) {
     let mut away = shared.away.subscribe();
+    let opened = away.borrow().cuts;
     let service = service_fn(|request| answer(Arc::clone(&shared), request));
     let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         // How a client ends its connection is its own business.
         _ = serving => {}
-        _ = away.wait_for(|away| *away) => {}
+        _ = away.wait_for(|now| now.away || now.cuts != opened) => {}
     }
 }
 

@@ -71,3 +71,82 @@ fn lease(text: &str) -> Result<LeaseName, String> {
     }
     Ok(LeaseName { namespace, name: name.to_owned() })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use portolan_kubernetes::{Interest, writes};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    /// The documents of a kind in the manifest.
+    fn of_kind(kind: &str) -> Value {
+        let text = include_str!("../../../../deploy/controller.yaml");
+        let documents = serde_yaml_ng::Deserializer::from_str(text);
+        let mut documents =
+            documents.map(|document| <Value as serde::Deserialize>::deserialize(document).unwrap());
+        documents.find(|document| document["kind"] == kind).unwrap()
+    }
+
+    /// What rules allow, as `group/resource verb`, sorted.
+    fn allowed(rules: &Value) -> Vec<String> {
+        let texts = |value: &Value| -> Vec<String> {
+            value.as_array().unwrap().iter().map(|it| it.as_str().unwrap().to_owned()).collect()
+        };
+        let mut all = Vec::new();
+        for rule in rules.as_array().unwrap() {
+            for resource in texts(&rule["resources"]) {
+                let group = rule["apiGroups"][0].as_str().unwrap();
+                all.extend(texts(&rule["verbs"]).iter().map(|verb| format!("{group}/{resource} {verb}")));
+            }
+        }
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn the_cluster_role_allows_what_the_controller_does_and_nothing_else() {
+        let reads = Interest::CONTROLLER.resources();
+        let reads = reads.iter().flat_map(|it| ["list", "watch"].map(|verb| format!("{it} {verb}")));
+        let mut wanted: Vec<String> = reads.chain(writes()).collect();
+        wanted.sort();
+        assert_eq!(allowed(&of_kind("ClusterRole")["rules"]), wanted);
+    }
+
+    #[test]
+    fn the_role_allows_to_hold_the_lease_that_the_options_name_and_no_other() {
+        let container = &of_kind("Deployment")["spec"]["template"]["spec"]["containers"][0];
+        let words = container["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
+        let options = Arguments::try_parse_from(words).unwrap().options;
+        assert_eq!(options.source, SourceSpec::Kubernetes(None));
+        assert!(!options.settings().document_addresses, "the controller itself writes them");
+
+        let role = of_kind("Role");
+        let leases = ["create", "get", "patch"].map(|verb| format!("coordination.k8s.io/leases {verb}"));
+        assert_eq!(allowed(&role["rules"]), leases);
+        assert_eq!(role["rules"][1]["resourceNames"], json!([options.lease.name]));
+        let namespaces = ["Role", "RoleBinding", "Deployment", "ServiceAccount"]
+            .map(|kind| of_kind(kind)["metadata"]["namespace"].clone());
+        assert!(
+            namespaces.iter().all(|it| *it == namespaces[0]),
+            "the lease is in the pod's namespace: {namespaces:?}"
+        );
+        assert_eq!(options.lease.namespace, None);
+    }
+
+    #[test]
+    fn a_lease_is_named_with_or_without_its_namespace() {
+        assert_eq!(lease("a/b"), Ok(LeaseName { namespace: Some("a".into()), name: "b".into() }));
+        assert_eq!(lease("b"), Ok(LeaseName { namespace: None, name: "b".into() }));
+        for bad in ["", "/b", "a/", "a/b/c"] {
+            assert!(lease(bad).unwrap_err().contains("NAMESPACE/NAME"), "{bad}");
+        }
+    }
+}
