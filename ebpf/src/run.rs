@@ -132,11 +132,11 @@ macro_rules! family {
             fn without_ports(skb: *mut __sk_buff, place: Hook, hook: Hook) -> u64 {
                 let mut done = error(skb, hook);
                 if matches!(place, Hook::Pod | Hook::Uplink) && done == Done::UNKNOWN {
-                    done = echo(skb, hook);
+                    done = echo(skb, hook, false);
                     if place == Hook::Pod && Done(done).choice().is_some() {
                         done = in_rounds(|round| depart(skb, hook, round));
                         if done == Done::NEWS {
-                            done = opened(echo(skb, hook));
+                            done = opened(echo(skb, hook, true));
                         }
                     }
                 }
@@ -263,8 +263,8 @@ macro_rules! family {
 
             #[unsafe(export_name = concat!(stringify!($name), "_echo"))]
             #[inline(never)]
-            extern "C" fn echo(skb: *mut __sk_buff, hook: Hook) -> u64 {
-                super::echo::<$family>(skb, hook)
+            extern "C" fn echo(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
+                super::echo::<$family>(skb, hook, fresh)
             }
 
             #[unsafe(export_name = concat!(stringify!($name), "_error"))]
@@ -472,11 +472,11 @@ fn departed(opened: Result<bool, Reason>, passed: u32) -> u64 {
     }
 }
 
-/// ICMP echo that leaves the cluster, and its answers.
+/// ICMP echo that leaves the cluster, and its answers. `fresh`: its flow was opened just now.
 #[inline(always)]
-fn echo<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+fn echo<F: Route>(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
     let frame = Linear::new(skb);
-    let echo = decide_echo::<F, _, _>(hook, &frame, &Maps::<false>::new(skb), now());
+    let echo = decide_echo::<F, _, _>(hook, &frame, fresh, &Maps::<false>::new(skb), now());
     match echo.finding {
         egress::Finding::Send => {
             apply::forward_echo::<F>(skb, hook, &echo.packet, &echo.rewrite, echo.exit).0
@@ -500,10 +500,11 @@ fn in_rounds(open: impl Fn(u32) -> u64) -> u64 {
 }
 
 /// What they say about a packet whose flow was just opened. Entries that are gone again are no way to the
-/// host's stack.
+/// host's stack, and not opened a second time.
 #[inline(always)]
 fn opened(done: u64) -> u64 {
-    if done == Done::UNKNOWN { Done::new(Reason::FlowTable as u32, TC_ACT_SHOT).0 } else { done }
+    let gone = done == Done::UNKNOWN || Done(done).choice().is_some();
+    if gone { Done::new(Reason::FlowTable as u32, TC_ACT_SHOT).0 } else { done }
 }
 
 /// ICMP errors about flows.

@@ -197,7 +197,7 @@ pub fn decide_new<F: Family, T: Tables<F>, P: Frame>(
             Err(verdict) => verdict,
         },
         Asked::UnknownPort => refuse(hook, ifindex, (&packet, frame), tables),
-        Asked::Other if egress::leaves::<F, T>(hook, &packet.key, tables) => {
+        Asked::Other if egress::leaves::<F, T>(hook, (&packet.key.src, &packet.key.dst), tables) => {
             return New::Open(Choice::EGRESS);
         }
         Asked::Other => direct(hook, &packet, frame.len(), tables),
@@ -213,7 +213,7 @@ pub fn decide_ping<F: Family, T: Tables<F>, P: Frame>(
     tables: &T,
     now: u32,
 ) -> Verdict<F> {
-    let echo = egress::decide_echo(hook, frame, tables, now);
+    let echo = egress::decide_echo(hook, frame, false, tables, now);
     match echo.finding {
         egress::Finding::Open => {}
         _ => return echo.verdict().unwrap_or_else(|| decide_other(hook, ifindex, frame, tables)),
@@ -222,7 +222,7 @@ pub fn decide_ping<F: Family, T: Tables<F>, P: Frame>(
         Ok(false) => Verdict::Pass(counter::PASSED),
         Err(reason) => Verdict::Drop(reason),
         Ok(true) => {
-            let opened = egress::decide_echo(hook, frame, tables, now).verdict();
+            let opened = egress::decide_echo(hook, frame, true, tables, now).verdict();
             opened.unwrap_or(Verdict::Drop(Reason::FlowTable))
         }
     }
@@ -311,10 +311,19 @@ pub fn decide_other<F: Family, T: Tables<F>, P: Frame>(
         }
         _ => None,
     };
-    match ours {
-        Some(verdict) => verdict,
-        None => direct(hook, &packet, frame.len(), tables),
+    if let Some(verdict) = ours {
+        return verdict;
     }
+    // What answers has been asked by somebody who knows the way to the pod.
+    let untranslated = match packet.kind {
+        Kind::Options => Reason::Options,
+        Kind::Protocol => Reason::Protocol,
+        _ => return direct(hook, &packet, frame.len(), tables),
+    };
+    if egress::would_leak::<F, T>(hook, &packet.key, tables) {
+        return Verdict::Drop(untranslated);
+    }
+    direct(hook, &packet, frame.len(), tables)
 }
 
 /// What [`established`] found.
