@@ -41,6 +41,9 @@ fn everything() -> (Value, Vec<&'static str>, Vec<&'static str>) {
         "masqueradeRange": "20000-29999",
         "socketCgroup": "/sys/fs/cgroup",
         "loadBalancerClass": "example.com/lb",
+        "bgp": {"asn": 4_200_000_000_u32, "listen": ["0.0.0.0:179", "[::]:179"]},
+        "l2": {"interfaces": ["eth0", "bond0.7"], "port": 7947},
+        "onStop": "withdraw",
         // Such numbers have an exponent, if a template prints them as they are.
         "sizes": {
             "services": 65_536, "slots": 4_194_304, "backends": 131_072, "frontends": 131_072, "sources": 1_000_000,
@@ -52,7 +55,7 @@ fn everything() -> (Value, Vec<&'static str>, Vec<&'static str>) {
         "logFormat": "json",
         "agent": {"extraArgs": ["--force-clsact"]},
         "controller": {
-            "defaultLoadBalancer": false, "extraArgs": ["--state=/tmp/state"]
+            "leaseDuration": 20, "defaultLoadBalancer": false, "extraArgs": ["--state=/tmp/state"]
         }
     });
     let agent = vec![
@@ -76,6 +79,12 @@ fn everything() -> (Value, Vec<&'static str>, Vec<&'static str>) {
         "--nodeport-addresses=192.0.2.0/24,2001:db8::/64",
         "--masquerade-range=20000-29999",
         "--socket-cgroup=/sys/fs/cgroup",
+        "--load-balancer-class=example.com/lb",
+        "--bgp-asn=4200000000",
+        "--bgp-listen=0.0.0.0:179,[::]:179",
+        "--l2-interfaces=eth0,bond0.7",
+        "--l2-port=7947",
+        "--on-stop=withdraw",
         "--services=65536",
         "--slots=4194304",
         "--backends=131072",
@@ -93,7 +102,9 @@ fn everything() -> (Value, Vec<&'static str>, Vec<&'static str>) {
     let controller = vec![
         "controller",
         "--source=kubernetes",
+        "--apiserver=https://192.0.2.10:6443,https://[2001:db8::11]:6443",
         "--service-cidr=10.96.0.0/16,fd00:10:96::/112",
+        "--lease-duration=20",
         "--load-balancer-class=example.com/lb",
         "--default-load-balancer=false",
         "--log-format=json",
@@ -103,13 +114,17 @@ fn everything() -> (Value, Vec<&'static str>, Vec<&'static str>) {
 }
 
 /// Options that no value of the chart has: what pods of a cluster do not need, or what the chart's mounts settle.
-const NOT_VALUES: [&str; 12] = [
+const NOT_VALUES: [&str; 14] = [
+    // Each node's own.
+    "bgp-router-id",
     "bpffs",
     "cgroup-root",
     "cni-bin-dir",
     "cni-conf-dir",
     "force-clsact",
     "help",
+    // The chart's role is for this one.
+    "lease",
     "no-cni-install",
     "pins",
     "socket",
@@ -176,7 +191,15 @@ fn what_is_not_set_is_left_to_the_binary() {
     let set = ["agent", "--node-name", "--source", "--apiserver", "--service-cidr"];
     assert_eq!(words.iter().map(|word| word.split('=').next().unwrap()).collect::<Vec<_>>(), set);
     let words = arguments(chart.pod("Deployment", "portolan-controller"));
-    assert_eq!(words, ["controller", "--source=kubernetes", "--service-cidr=10.96.0.0/12,fd00:10:96::/112"]);
+    assert_eq!(
+        words,
+        [
+            "controller",
+            "--source=kubernetes",
+            "--apiserver=https://192.0.2.10:6443",
+            "--service-cidr=10.96.0.0/12,fd00:10:96::/112"
+        ]
+    );
 }
 
 /// Without what a chart adds to tell releases apart.

@@ -21,6 +21,7 @@ fn series() -> BTreeMap<String, BTreeMap<String, BTreeSet<String>>> {
     let status = Status {
         pod_cidrs: vec![CidrView { cidr: "10.244.0.0/24".into(), used: "1".into(), capacity: "253".into() }],
         tables: [("slots".into(), (1, 2))].into(),
+        bgp_sessions: [("tor".into(), true)].into(),
         ..Status::default()
     };
     let service = ServiceView { ports: vec![PortView::default()], ..ServiceView::default() };
@@ -182,6 +183,8 @@ fn what_an_operator_needs_most_is_on_the_dashboard() {
         "kubeproxy_sync_proxy_rules_duration_seconds_bucket",
         "kubeproxy_network_programming_duration_seconds_bucket",
         "portolan_pod_addresses_used",
+        "portolan_bgp_session_up",
+        "portolan_l2_owned",
     ] {
         assert!(asked.contains(name), "{name}");
     }

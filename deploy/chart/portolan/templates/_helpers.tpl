@@ -63,6 +63,12 @@ app.kubernetes.io/component: {{ index . 1 }}
   (list "nodeport-addresses" .Values.nodePortAddresses)
   (list "masquerade-range" .Values.masqueradeRange)
   (list "socket-cgroup" .Values.socketCgroup)
+  (list "load-balancer-class" .Values.loadBalancerClass)
+  (list "bgp-asn" .Values.bgp.asn)
+  (list "bgp-listen" .Values.bgp.listen)
+  (list "l2-interfaces" .Values.l2.interfaces)
+  (list "l2-port" .Values.l2.port)
+  (list "on-stop" .Values.onStop)
   (list "services" .Values.sizes.services)
   (list "slots" .Values.sizes.slots)
   (list "backends" .Values.sizes.backends)
@@ -87,7 +93,9 @@ app.kubernetes.io/component: {{ index . 1 }}
 - controller
 - --source=kubernetes
 {{- include "portolan.options" (list
+  (list "apiserver" .Values.apiServers)
   (list "service-cidr" .Values.serviceCIDRs)
+  (list "lease-duration" .Values.controller.leaseDuration)
   (list "load-balancer-class" .Values.loadBalancerClass)
   (list "default-load-balancer" .Values.controller.defaultLoadBalancer)
   (list "log-format" .Values.logFormat)
