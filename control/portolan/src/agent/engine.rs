@@ -97,6 +97,7 @@ impl Engine {
                 Err(err) => self.warn("pods", Some(format!("restoring pods: {err:#}"))),
             }
             self.shared.core().synced = true;
+            self.look_at_flows().await;
         }
         if tokio::task::block_in_place(|| self.settle()) {
             self.end_sockets().await;
