@@ -157,6 +157,26 @@ fn ports_of_the_hosts_own_sockets_are_left_to_them_and_who_takes_all_others_is_n
 }
 
 #[test]
+fn pods_leave_by_the_first_uplinks_where_there_are_too_many() -> Result<()> {
+    let shop = Shop::open(&[1])?;
+    let _web = WebServer::start(&shop.cluster.client, 8080, "outside")?;
+    let node1 = &shop.cluster.nodes[0].netns;
+    for more in 1..=8 {
+        node1.ip(&format!("link add more{more} type veth peer name peer{more}"))?;
+        node1.ip(&format!("link set more{more} up"))?;
+        node1.ip(&format!("route add default dev more{more} metric {}", 20_000 + more))?;
+        node1.ip(&format!("address add 198.51.100.{more}/32 dev more{more}"))?;
+    }
+    poll(Duration::from_secs(10), "the agent says that there are too many", || {
+        shop.agents[0].view("status").ok()?.contains("there are 9 uplinks").then_some(())
+    })?;
+    for v6 in FAMILIES {
+        assert_eq!(get(&shop.client.netns, outside(v6, 8080)?)?.1.parse::<IpAddr>()?, node(v6)?);
+    }
+    Ok(())
+}
+
+#[test]
 fn connections_out_of_the_cluster_outlive_the_agent() -> Result<()> {
     let mut shop = Shop::open(&[1])?;
     let listener = shop.cluster.client.listen(7000)?;

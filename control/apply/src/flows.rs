@@ -24,7 +24,7 @@ pub struct Collected {
     pub seen: usize,
     /// Entries that were silent for too long, removed.
     pub expired: usize,
-    /// Entries of pods that are gone, and UDP entries whose backend left their service, removed.
+    /// Entries of pods and ways that are gone, and UDP entries whose backend left their service, removed.
     pub stale: usize,
     /// TCP entries whose backend left their service, which now tell both ends.
     pub reset: usize,
@@ -46,7 +46,8 @@ impl Applier {
 
 /// Removes flows that are over, those of pods that are gone (another may get the address), and UDP flows whose service
 /// lost their backend: a UDP client has no way to learn that nobody listens, so it must not stay with who left. TCP
-/// connections to a backend that left are reset, where their service says so.
+/// connections to a backend that left are reset, where their service says so. Flows whose way is gone go as well: an interface that
+/// was removed, or the overlay.
 ///
 /// Services may be changed meanwhile. A set that is replaced twice while it is read may cost a flow its entry; its next
 /// packet then opens it anew.
@@ -71,7 +72,8 @@ fn collect_family<F: NodeFamily>(
     now: u32,
 ) -> Result<Collected, MapError> {
     let (mut found, mut maybe_orphans) = (Collected::default(), Vec::new());
-    let pods = pods(family)?;
+    let (pods, overlay) = (pods(family)?, tables.config.read(0).overlay_ifindex);
+    let mut unread = None;
     let removed = family.flows.sweep(|key, flow| {
         found.seen += 1;
         if is_expired(key.proto, flow, now) {
@@ -85,10 +87,17 @@ fn collect_family<F: NodeFamily>(
                 return Visit::Mark(DEPARTURE);
             }
             None if is_orphan(flow, &pods) => maybe_orphans.push((*key, *flow)),
-            None => {}
+            None => match stale.is_misled(flow, overlay, family) {
+                Ok(true) => return Visit::Remove,
+                Ok(false) => {}
+                Err(err) => unread = Some(err),
+            },
         }
         Visit::Keep
     })?;
+    if let Some(err) = unread {
+        return Err(err);
+    }
     // Some of those that were expired were refreshed before they were removed.
     found.expired = found.expired.min(removed);
     found.stale = removed - found.expired;

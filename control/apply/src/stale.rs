@@ -5,23 +5,27 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use portolan_abi::{Flow, FlowKey, state};
+use portolan_abi::{Flow, FlowKey, FrontendKey, PrefixKey, exit, frontend_flag, realm_flag, state};
 use portolan_core::conntrack::is_closed;
 use portolan_core::wire::{proto, split_ports};
 use portolan_model::Protocol;
 use portolan_node::maps::NodeFamily;
-use portolan_node::{FamilyTables, Tables};
+use portolan_node::{FamilyTables, MapError, Tables};
 use portolan_plan::{BackendAddr, ServicePlan, ServicePort};
 
 use crate::applier::Applier;
 
-/// Services whose flows may point to a backend they no longer have.
+/// Services whose flows may point to a backend they no longer have, and ways that flows may no longer take.
 #[derive(Debug, Default)]
 pub struct Stale {
     /// Those of UDP, whose flows then go.
     udp: HashSet<u32, RandomState>,
     /// Those of TCP that reset connections to such a backend.
     tcp: HashMap<u32, Option<Port>, RandomState>,
+    /// Interfaces that are gone.
+    gone: HashSet<u32, RandomState>,
+    /// Whether flows to pods of other nodes may lead past the overlay.
+    ways: bool,
 }
 
 /// A port of a plan; its backends are not copied.
@@ -64,7 +68,7 @@ pub(crate) enum Fate {
 
 impl Stale {
     fn is_empty(&self) -> bool {
-        self.udp.is_empty() && self.tcp.is_empty()
+        self.udp.is_empty() && self.tcp.is_empty() && self.gone.is_empty() && !self.ways
     }
 
     /// A service may have lost backends; `now`: the port of the plan it has now, if it has one.
@@ -87,10 +91,41 @@ impl Stale {
 
     fn extend(&mut self, other: Self) {
         self.udp.extend(other.udp);
+        self.gone.extend(other.gone);
+        self.ways |= other.ways;
         for (index, port) in other.tcp {
             // What was found out since counts.
             self.tcp.entry(index).or_insert(port);
         }
+    }
+
+    /// Whether a flow leads, or its answers do, to where nothing gets through any more: an interface that is gone, or the network
+    /// between nodes, which knows no pods where there is an overlay. Its next packet finds another way.
+    pub(crate) fn is_misled<F: NodeFamily>(
+        &self,
+        flow: &Flow<F::Addr>,
+        overlay: u32,
+        family: &FamilyTables<F>,
+    ) -> Result<bool, MapError> {
+        let is_lost = |kind, ifindex| match kind {
+            exit::OVERLAY => ifindex != overlay,
+            exit::UPLINK | exit::TUNNEL => self.gone.contains(&ifindex),
+            _ => false,
+        };
+        if is_lost(flow.exit, flow.ifindex) || is_lost(flow.from, flow.from_ifindex) {
+            return Ok(true);
+        }
+        if !self.ways || overlay == 0 || flow.exit != exit::UPLINK || flow.ifindex == overlay {
+            return Ok(false);
+        }
+        let bits = 8 * size_of::<F::Addr>() as u32;
+        let realm = family.realms.get(&PrefixKey { bits, addr: flow.dst })?;
+        if realm.is_none_or(|realm| realm.flags & (realm_flag::NODE_V4 | realm_flag::NODE_V6) == 0) {
+            return Ok(false);
+        }
+        // What a node itself asks comes without the overlay, and is answered so.
+        let mark = family.frontends.get(&FrontendKey { addr: flow.dst, port: 0, proto: 0, zero: 0 })?;
+        Ok(mark.is_none_or(|mark| mark.flags & frontend_flag::PEER == 0))
     }
 
     /// What shall become of a flow of one of these services, if its backend is not the service's any more.
@@ -155,6 +190,11 @@ impl Applier {
         self.stale.extend(stale);
     }
 
+    /// An interface is gone: has the next [`collect`](crate::collect) remove flows that lead there.
+    pub fn suspect_interface(&mut self, ifindex: u32) {
+        self.stale.gone.insert(ifindex);
+    }
+
     /// Which connections each TCP service keeps.
     #[must_use]
     pub fn connections(&self) -> Connections {
@@ -180,5 +220,6 @@ impl Applier {
             }
         }
         self.stale.udp.extend(gone);
+        self.stale.ways = true;
     }
 }

@@ -5,12 +5,12 @@ mod support;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use portolan_abi::{Flow, FlowKey, Words, exit, state};
+use portolan_abi::{Config, Flow, FlowKey, NO_SERVICE, Words, exit, state};
 use portolan_apply::{Applier, collect, ticks};
 use portolan_core::wire::{join_ports, proto, swap_ports};
 use portolan_model::{Protocol, ServiceKey};
 use portolan_node::{Object, Sizes};
-use portolan_plan::{BackendAddr, FrontendAddr, Scope, ServicePlan, ServicePort};
+use portolan_plan::{BackendAddr, FrontendAddr, NodePlan, Realm, Scope, ServicePlan, ServicePort};
 
 fn key(protocol: Protocol) -> ServiceKey {
     ServiceKey::new("shop", &protocol.to_string().to_lowercase())
@@ -179,4 +179,61 @@ fn a_connection_that_is_in_use_is_reset_within_a_period_though_nothing_changed()
     assert_eq!(applier.collect(ticks()).unwrap().reset, 0, "no change points to it");
     applier.suspect_flows();
     assert_eq!(applier.collect(ticks()).unwrap().reset, 2);
+}
+
+#[test]
+fn flows_go_whose_way_is_gone() {
+    let object = Object::load(None, Sizes::small()).expect("loading the programs needs root");
+    let mut applier = Applier::open(object.tables().unwrap()).unwrap();
+    let family = object.tables().unwrap().v4;
+    let (here, gone, overlay, before) = (1, 5, 6, 7);
+    let peer = Words::<1>::from_octets([192, 0, 2, 2]);
+    let leading = |client: u8, exit: u8, ifindex: u32, dst: Words<1>| {
+        let (key, flow) = flow(client, proto::TCP, NO_SERVICE, 0);
+        (key, Flow { exit, ifindex, dst, ..flow })
+    };
+    let (pod, outside) =
+        (Words::<1>::from_octets([10, 244, 1, 1]), Words::<1>::from_octets([203, 0, 113, 10]));
+    let back = |client: u8, from_ifindex: u32| {
+        let (key, flow) = leading(client, exit::UPLINK, here, outside);
+        (key, Flow { from_ifindex, ..flow })
+    };
+    let flows = [
+        leading(1, exit::UPLINK, here, outside),
+        leading(2, exit::UPLINK, gone, outside),
+        back(3, gone),
+        // By another overlay device, and past the one that there is.
+        leading(4, exit::OVERLAY, overlay, pod),
+        leading(5, exit::OVERLAY, before, pod),
+        leading(6, exit::UPLINK, here, pod),
+        // What another node asked itself.
+        leading(7, exit::UPLINK, here, peer),
+    ];
+    let node = NodePlan {
+        peers: vec![IpAddr::from([192, 0, 2, 2])],
+        realms: [("10.244.1.0/24", 2), ("192.0.2.2/32", 2)]
+            .map(|(prefix, last)| Realm {
+                prefix: prefix.parse().unwrap(),
+                node: Some(IpAddr::from([192, 0, 2, last])),
+            })
+            .into(),
+        ..NodePlan::default()
+    };
+    let config = Config { overlay_ifindex: overlay, ..applier.tables().config.read(0) };
+    applier.set_node(config, &node).unwrap();
+    let left = || {
+        let dump = family.flows.dump().unwrap();
+        let mut left: Vec<u8> = dump.iter().map(|(key, _)| key.src.octets()[3]).collect();
+        left.sort_unstable();
+        left
+    };
+    for (key, flow) in &flows {
+        family.flows.insert(key, flow).unwrap();
+    }
+    applier.collect(ticks()).unwrap();
+    assert_eq!(left(), [1, 2, 3, 4, 6, 7], "nobody has said that an interface is gone");
+    applier.suspect_interface(gone);
+    applier.suspect_flows();
+    applier.collect(ticks()).unwrap();
+    assert_eq!(left(), [1, 4, 7]);
 }

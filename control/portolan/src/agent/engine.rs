@@ -98,6 +98,7 @@ impl Engine {
             }
             self.shared.core().synced = true;
             self.shared.announce.begin();
+            self.look_at_flows().await;
         }
         self.publish();
         if tokio::task::block_in_place(|| self.settle()) {

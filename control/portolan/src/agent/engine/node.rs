@@ -124,12 +124,18 @@ impl Engine {
         }
         let uplinks: Vec<Interface> =
             found.into_iter().map(|link| Interface { name: link.name, ifindex: link.ifindex }).collect();
-        let mut failed = None;
-        for uplink in uplinks.iter().filter(|uplink| !self.uplinks.contains(uplink)) {
-            match self.programs.attach(uplink, Role::Uplink) {
-                Ok(()) => tracing::info!(iface = uplink.name, "uplink attached"),
-                Err(err) => failed = Some(format!("uplink {}: {err}", uplink.name)),
+        let (mut failed, mut attached) = (None, Vec::new());
+        for uplink in &uplinks {
+            if !self.uplinks.contains(uplink) {
+                match self.programs.attach(uplink, Role::Uplink) {
+                    Ok(()) => tracing::info!(iface = uplink.name, "uplink attached"),
+                    Err(err) => {
+                        failed = Some(format!("uplink {}: {err}", uplink.name));
+                        continue;
+                    }
+                }
             }
+            attached.push(uplink.clone());
         }
         if uplinks.is_empty() {
             failed = Some("no interface carries this node's addresses or a default route".to_owned());
@@ -144,7 +150,8 @@ impl Engine {
                 uplinks.len()
             ));
         }
-        self.uplinks = if failed.is_none() { uplinks } else { Vec::new() };
+        // The others are tried again with the next change, and do not keep pods from leaving by these.
+        self.uplinks = attached;
         self.warn("uplinks", failed);
         self.refresh_config();
     }
@@ -215,6 +222,21 @@ impl Engine {
         self.warn("service device", set.err().map(|err| format!("MTU of the node's own devices: {err}")));
     }
 
+    /// Looks at all flows, once after the start: uplinks of before may be gone, and other nodes be reached in another way.
+    pub(super) async fn look_at_flows(&self) {
+        let gone = match self.links.interfaces().await {
+            Ok(there) => {
+                let is_gone = |index: &u32| *index != 0 && !there.iter().any(|link| link.ifindex == *index);
+                self.known_uplinks.into_iter().filter(is_gone).collect()
+            }
+            // A later change of the interfaces tells.
+            Err(_) => Vec::new(),
+        };
+        let mut core = self.shared.core();
+        core.applier.suspect_flows();
+        gone.into_iter().for_each(|index| core.applier.suspect_interface(index));
+    }
+
     /// The service device and loopback.
     pub(super) async fn attach_own(&mut self) {
         let own = [(SERVICE_DEVICE, self.service_ifindex, Role::Service), ("lo", LOOPBACK, Role::Loopback)];
@@ -238,6 +260,8 @@ impl Engine {
             Event::LinkGone(link) => {
                 // A later interface of the same name and index is another one.
                 self.uplinks.retain(|uplink| uplink.ifindex != link.ifindex);
+                self.shared.core().applier.suspect_interface(link.ifindex);
+                self.collect();
             }
             _ => {}
         }
