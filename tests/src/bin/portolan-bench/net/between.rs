@@ -46,6 +46,15 @@ impl Ours {
     }
 }
 
+/// How nodes that only forward reach each other's pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// By routes to each other.
+    Routes,
+    /// By the kernel's VXLAN device, which knows its one peer.
+    Vxlan,
+}
+
 /// The same network, whose nodes forward and do nothing else. Fields in the order in which they have to end.
 pub(super) struct Plain {
     _server: Server,
@@ -54,7 +63,7 @@ pub(super) struct Plain {
 }
 
 impl Plain {
-    pub(super) fn new() -> Result<Self> {
+    pub(super) fn new(by: By) -> Result<Self> {
         let cluster = Cluster::new()?;
         let pods = [Netns::new("client")?, Netns::new("server")?];
         for (number, (pod, node)) in pods.iter().zip(&cluster.nodes).enumerate() {
@@ -65,7 +74,23 @@ impl Plain {
                 netns.ip(&format!("address add 10.244.{number}.{host}/24 dev {device}"))?;
             }
             pod.ip(&format!("route add default via 10.244.{number}.1"))?;
-            node.netns.ip(&format!("route add 10.244.{other}.0/24 via {}", NODE_ADDRESSES[other][0]))?;
+            let peer = NODE_ADDRESSES[other][0];
+            let via = match by {
+                By::Routes => peer.to_owned(),
+                By::Vxlan => {
+                    let local = NODE_ADDRESSES[number][0];
+                    node.netns.ip(&format!(
+                        "link add vxlan0 type vxlan id 1 local {local} remote {peer} dstport 8472 dev eth0"
+                    ))?;
+                    node.netns.ip("link set vxlan0 up")?;
+                    node.netns.ip(&format!("address add 10.245.0.{}/24 dev vxlan0", number + 1))?;
+                    for (netns, device) in [(pod, "eth0"), (&node.netns, "pod0")] {
+                        netns.ip(&format!("link set {device} mtu 1450"))?;
+                    }
+                    format!("10.245.0.{}", other + 1)
+                }
+            };
+            node.netns.ip(&format!("route add 10.244.{other}.0/24 via {via}"))?;
             node.netns.sysctl("net/ipv4/ip_forward", "1")?;
         }
         traffic::ready(&pods[0])?;

@@ -13,6 +13,7 @@ use portolan_tests::lab::Netns;
 
 use crate::nft::service;
 use crate::report::{Goal, Row, Section, Unit, median, seconds, thousands};
+use between::By;
 use node::Node;
 use plain::Forwarding;
 use traffic::{Task, measure as ask};
@@ -23,7 +24,7 @@ a running agent, tables of the default size. *Plain*: two veth pairs and a names
 endpoint, random choice, DNAT, conntrack) in the forwarding namespace. All three take turns in each round; a ratio is of \
 one round. All services have one endpoint, and the last one loaded is asked. Connect: connect, one byte each way, close \
 by the client. *Two nodes*: a pod of one and a pod of the other, whose uplinks are veth pairs to one bridge; plain is the \
-same with nodes that only forward, *vxlan* the same with `--routing-mode vxlan`; bytes of a packet are those that the first \
+same with nodes that only forward, *vxlan* the same with `--routing-mode vxlan`, plain vxlan the kernel's own device with one known peer, without programs; bytes of a packet are those that the first \
 node's uplink counts, which are many times the MTU as long as segments travel together (GSO). *Sockets*: a pod in the agent's \
 socket cgroup, beside one of the same node that is not and connects to the backend's own address; a node with few services and \
 one with many, in turns. IPv4.";
@@ -138,32 +139,36 @@ impl Lab {
     }
 }
 
-/// Pod to pod of another node, without services: by routes, by plain forwarding, by the overlay.
+/// Pod to pod of another node, without services: by routes and by the overlay, beside plain forwarding and the
+/// kernel's own VXLAN.
 fn two_nodes(effort: &Effort) -> Result<Vec<Row>> {
-    let (native, plain) = (between::Ours::new(&[])?, between::Plain::new()?);
+    let (native, plain) = (between::Ours::new(&[])?, between::Plain::new(By::Routes)?);
     let vxlan = between::Ours::new(&["--routing-mode", "vxlan"])?;
-    let ways = [native.way(), plain.way(), vxlan.way()];
+    let plain_vxlan = between::Plain::new(By::Vxlan)?;
+    let ways = [native.way(), plain.way(), vxlan.way(), plain_vxlan.way()];
     for (netns, to) in ways {
         traffic::wait(netns, to, Duration::from_secs(10))?;
     }
-    let sent = || Ok::<_, anyhow::Error>([native.sent()?, plain.sent()?, vxlan.sent()?]);
+    let sent = || Ok::<_, anyhow::Error>([native.sent()?, plain.sent()?, vxlan.sent()?, plain_vxlan.sent()?]);
     let mut rows = Vec::new();
     for task in effort.tasks() {
         let before = sent()?;
-        let [ours, forwarded, overlaid] = rounds(ways, task, effort.rounds_of(task))?;
+        let samples = rounds(ways, task, effort.rounds_of(task))?;
         let after = sent()?;
-        let sizes: [String; 3] =
+        let [a, b, c, d]: [String; 4] =
             std::array::from_fn(|way| format!("{:.0}", after[way].size_since(before[way])));
-        let mut pair = [
-            rate("two nodes", task, ("ours", &ours), ("plain", &forwarded)).goal(Goal::AtLeast(1.0)),
-            rate("two nodes, vxlan", task, ("vxlan", &overlaid), ("native", &ours)).goal(Goal::AtLeast(0.9)),
+        let [native, plain, vxlan, plain_vxlan] = samples.each_ref().map(Vec::as_slice);
+        let mut three = [
+            rate("two nodes", task, ("ours", native), ("plain", plain)).goal(Goal::AtLeast(1.0)),
+            rate("two nodes, vxlan", task, ("ours", vxlan), ("native", native)).goal(Goal::AtLeast(0.9)),
+            rate("two nodes, vxlan", task, ("ours", vxlan), ("plain vxlan", plain_vxlan)),
         ];
         if let Task::Stream(_) = task {
-            let [ours, plain, vxlan] = sizes;
-            pair[0].beside += &format!("; bytes of a packet: {ours}, {plain}");
-            pair[1].beside += &format!("; bytes of a packet: {vxlan}, {ours}");
+            for (row, sizes) in three.iter_mut().zip([[&a, &b], [&c, &a], [&c, &d]]) {
+                row.beside += &format!("; bytes of a packet {} and {}", sizes[0], sizes[1]);
+            }
         }
-        rows.extend(pair);
+        rows.extend(three);
     }
     Ok(rows)
 }

