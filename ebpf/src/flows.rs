@@ -223,12 +223,7 @@ macro_rules! functions {
             }
 
             #[inline(always)]
-            fn choose_slot(
-                skb: *mut __sk_buff,
-                key: &FlowKey<$addr>,
-                flow: &Flow<$addr>,
-                entry: u32,
-            ) -> u64 {
+            fn choose_slot(skb: *mut __sk_buff, key: &FlowKey<$addr>, flow: &Flow<$addr>, entry: u32) -> u64 {
                 $choose(skb, key, flow, entry)
             }
 

@@ -1,7 +1,8 @@
 //! The overlay device (VXLAN with metadata): what it is told of each packet, and what it tells.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_tunnel_key as TunnelKey,
+    __sk_buff, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    bpf_tunnel_key as TunnelKey,
 };
 use aya_ebpf::helpers::generated::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
 use aya_ebpf::programs::TcContext;

@@ -56,21 +56,44 @@ macro_rules! family {
         mod $name {
             use super::*;
 
-            /// The short way, then the long one, each step only where the one before has not decided.
+            /// All steps, each only where the one before has not decided. Which there are for a place is known at compile
+            /// time: its program does without the others.
             #[inline(always)]
             pub fn steps(skb: *mut __sk_buff, place: Hook) -> u64 {
                 pull::<$family>(skb);
-                let mut hook = place;
-                if place == Hook::Uplink && tunnel::may_carry::<$family>(skb) {
-                    match unpack(skb) {
-                        tunnel::FOREIGN => {}
-                        tunnel::UNPACKED => {
-                            hook = Hook::Tunnel;
-                            pull::<$family>(skb);
-                        }
-                        _ => return Done::failed().0,
-                    }
+                let Some(hook) = taken_out(skb, place) else { return Done::failed().0 };
+                let mut done = of_flow(skb, hook);
+                if done == Done::UNKNOWN {
+                    done = of_new_flow(skb, place, hook);
                 }
+                if done == Done::UNKNOWN {
+                    done = without_ports(skb, place, hook);
+                }
+                if done == Done::PIECE {
+                    done = of_piece(skb, place, hook);
+                }
+                carried_out(skb, place, hook, done)
+            }
+
+            /// Where the packet counts as caught, once it is taken out of another node's; `None`: the kernel refused.
+            #[inline(always)]
+            fn taken_out(skb: *mut __sk_buff, place: Hook) -> Option<Hook> {
+                if place != Hook::Uplink || !tunnel::may_carry::<$family>(skb) {
+                    return Some(place);
+                }
+                match unpack(skb) {
+                    tunnel::FOREIGN => Some(place),
+                    tunnel::UNPACKED => {
+                        pull::<$family>(skb);
+                        Some(Hook::Tunnel)
+                    }
+                    _ => None,
+                }
+            }
+
+            /// The short way for a flow in the table, then the long one.
+            #[inline(always)]
+            fn of_flow(skb: *mut __sk_buff, hook: Hook) -> u64 {
                 let mut done = short(skb, hook, false);
                 if done == Done::NEWS {
                     done = known(skb, hook, false);
@@ -79,93 +102,113 @@ macro_rules! family {
                     mend(skb);
                     done = known(skb, hook, true);
                 }
-                if done == Done::UNKNOWN {
-                    done = new(skb, hook);
-                    if let Some(choice) = Done(done).choice() {
-                        // Known at compile time where not.
-                        done = in_rounds(|round| {
-                            if place == Hook::Pod && choice.is_egress() {
-                                depart(skb, hook, round)
-                            } else {
-                                open(skb, hook, choice.service, choice.backend, round)
-                            }
-                        });
+                done
+            }
+
+            /// A flow that is not in the table.
+            #[inline(always)]
+            fn of_new_flow(skb: *mut __sk_buff, place: Hook, hook: Hook) -> u64 {
+                let done = new(skb, hook);
+                let Some(choice) = Done(done).choice() else { return done };
+                let done = in_rounds(|round| {
+                    if place == Hook::Pod && choice.is_egress() {
+                        depart(skb, hook, round)
+                    } else {
+                        open(skb, hook, choice.service, choice.backend, round)
                     }
-                    if done == Done::NEWS {
-                        done = short(skb, hook, true);
-                        if done == Done::NEWS {
-                            done = known(skb, hook, true);
-                        }
-                        done = opened(done);
-                    }
+                });
+                if done != Done::NEWS {
+                    return done;
                 }
-                if done == Done::UNKNOWN {
-                    done = error(skb, hook);
+                let mut done = short(skb, hook, true);
+                if done == Done::NEWS {
+                    done = known(skb, hook, true);
                 }
+                opened(done)
+            }
+
+            /// ICMP and all else that is neither TCP nor UDP.
+            #[inline(always)]
+            fn without_ports(skb: *mut __sk_buff, place: Hook, hook: Hook) -> u64 {
+                let mut done = error(skb, hook);
                 if matches!(place, Hook::Pod | Hook::Uplink) && done == Done::UNKNOWN {
-                    done = echo(skb, hook);
+                    done = echo(skb, hook, false);
                     if place == Hook::Pod && Done(done).choice().is_some() {
                         done = in_rounds(|round| depart(skb, hook, round));
                         if done == Done::NEWS {
-                            done = opened(echo(skb, hook));
+                            done = opened(echo(skb, hook, true));
                         }
                     }
                 }
+                if done == Done::UNKNOWN { other(skb, hook) } else { done }
+            }
+
+            /// Pieces of packets. What the host sends is in order: nothing of it waits.
+            #[inline(always)]
+            fn of_piece(skb: *mut __sk_buff, place: Hook, hook: Hook) -> u64 {
+                let mut done = later(skb, hook);
                 if done == Done::UNKNOWN {
-                    done = other(skb, hook);
+                    done = of_first_piece(skb, place, hook);
                 }
-                if done == Done::PIECE {
-                    done = later(skb, hook);
-                    if done == Done::UNKNOWN {
-                        note(skb);
-                        done = first(skb, hook, false);
-                        if done == Done::TORN {
-                            mend_first(skb);
-                            done = first(skb, hook, true);
-                        }
+                if done == Done::STRAY {
+                    done = stray(skb, hook);
+                }
+                if matches!(place, Hook::Pod | Hook::Uplink) {
+                    if done == Done::WAIT {
+                        done = wait(skb);
                     }
-                    if done == Done::UNKNOWN {
-                        done = new_first(skb, hook);
-                        if let Some(choice) = Done(done).choice() {
-                            done = in_rounds(|round| {
-                                if place == Hook::Pod && choice.is_egress() {
-                                    depart_first(skb, hook, round)
-                                } else {
-                                    open_first(skb, hook, choice.service, choice.backend, round)
-                                }
-                            });
-                            if done == Done::NEWS {
-                                note(skb);
-                                done = opened(first(skb, hook, true));
-                            }
-                        } else {
-                            if done == Done::UNKNOWN {
-                                done = stray(skb, hook);
-                            }
-                            note_fate(skb, hook, counter::is_drop(Done(done).outcome()));
-                        }
+                    if done == Done::RELEASE {
+                        done = release(skb);
                     }
-                    if done == Done::STRAY {
+                }
+                done
+            }
+
+            /// A first piece, and what it says of the others.
+            #[inline(always)]
+            fn of_first_piece(skb: *mut __sk_buff, place: Hook, hook: Hook) -> u64 {
+                note(skb);
+                let mut done = first(skb, hook, false);
+                if done == Done::TORN {
+                    mend_first(skb);
+                    done = first(skb, hook, true);
+                }
+                if done != Done::UNKNOWN {
+                    return done;
+                }
+                done = new_first(skb, hook);
+                let Some(choice) = Done(done).choice() else {
+                    if done == Done::UNKNOWN {
                         done = stray(skb, hook);
                     }
-                    // Known at compile time where not: what the host sends is in order.
-                    if matches!(place, Hook::Pod | Hook::Uplink) {
-                        if done == Done::WAIT {
-                            done = wait(skb);
-                        }
-                        if done == Done::RELEASE {
-                            done = release(skb);
-                        }
+                    note_fate(skb, hook, counter::is_drop(Done(done).outcome()));
+                    return done;
+                };
+                done = in_rounds(|round| {
+                    if place == Hook::Pod && choice.is_egress() {
+                        depart_first(skb, hook, round)
+                    } else {
+                        open_first(skb, hook, choice.service, choice.backend, round)
                     }
+                });
+                if done == Done::NEWS {
+                    note(skb);
+                    done = opened(first(skb, hook, true));
                 }
+                done
+            }
+
+            /// What is still to be done once it is decided: put the packet into another, or an answer in its place. Complaints
+            /// are for what arrives alone: the stack tells the host's own processes.
+            #[inline(always)]
+            fn carried_out(skb: *mut __sk_buff, place: Hook, hook: Hook, mut done: u64) -> u64 {
                 if done == Done::PARCEL {
-                    done = Done::new(Reason::Tunnel as u32, TC_ACT_SHOT).0;
-                    // Known at compile time where it is false: those programs do without the steps.
-                    if place == Hook::Uplink && hook == Hook::Uplink {
-                        done = pack(skb);
-                    }
+                    done = if place == Hook::Uplink && hook == Hook::Uplink {
+                        pack(skb)
+                    } else {
+                        Done::new(Reason::Tunnel as u32, TC_ACT_SHOT).0
+                    };
                 }
-                // Of what arrives alone: the stack tells the host's own processes.
                 if matches!(place, Hook::Pod | Hook::Uplink) && Done(done).is_complaint() {
                     done = Done::new(Done(done).outcome(), complain(skb, hook)).0;
                 }
@@ -220,8 +263,8 @@ macro_rules! family {
 
             #[unsafe(export_name = concat!(stringify!($name), "_echo"))]
             #[inline(never)]
-            extern "C" fn echo(skb: *mut __sk_buff, hook: Hook) -> u64 {
-                super::echo::<$family>(skb, hook)
+            extern "C" fn echo(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
+                super::echo::<$family>(skb, hook, fresh)
             }
 
             #[unsafe(export_name = concat!(stringify!($name), "_error"))]
@@ -429,11 +472,11 @@ fn departed(opened: Result<bool, Reason>, passed: u32) -> u64 {
     }
 }
 
-/// ICMP echo that leaves the cluster, and its answers.
+/// ICMP echo that leaves the cluster, and its answers. `fresh`: its flow was opened just now.
 #[inline(always)]
-fn echo<F: Route>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+fn echo<F: Route>(skb: *mut __sk_buff, hook: Hook, fresh: bool) -> u64 {
     let frame = Linear::new(skb);
-    let echo = decide_echo::<F, _, _>(hook, &frame, &Maps::<false>::new(skb), now());
+    let echo = decide_echo::<F, _, _>(hook, &frame, fresh, &Maps::<false>::new(skb), now());
     match echo.finding {
         egress::Finding::Send => {
             apply::forward_echo::<F>(skb, hook, &echo.packet, &echo.rewrite, echo.exit).0
@@ -457,10 +500,11 @@ fn in_rounds(open: impl Fn(u32) -> u64) -> u64 {
 }
 
 /// What they say about a packet whose flow was just opened. Entries that are gone again are no way to the
-/// host's stack.
+/// host's stack, and not opened a second time.
 #[inline(always)]
 fn opened(done: u64) -> u64 {
-    if done == Done::UNKNOWN { Done::new(Reason::FlowTable as u32, TC_ACT_SHOT).0 } else { done }
+    let gone = done == Done::UNKNOWN || Done(done).choice().is_some();
+    if gone { Done::new(Reason::FlowTable as u32, TC_ACT_SHOT).0 } else { done }
 }
 
 /// ICMP errors about flows.

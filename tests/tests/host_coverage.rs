@@ -158,7 +158,7 @@ fn lines_are_numbered_without_gaps() {
             "{section}.{line} is followed by {next:?}"
         );
     }
-    assert_eq!(numbers.last().map(|last| last.0), Some(8), "sections 1 to 8");
+    assert_eq!(numbers.last().map(|last| last.0), Some(9), "sections 1 to 9");
 }
 
 #[test]

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use portolan_node::Tables;
 use portolan_node::maps::Visit;
 use portolan_tests::lab::{
-    Agent, AgentOptions, Capture, Frames, LongLived, Netns, Shop, get, node_address, poll, public_address,
-    udp_ask,
+    Agent, AgentOptions, Capture, Frames, LongLived, Netns, Shop, cluster_address, get, node_address, poll,
+    public_address, udp_ask,
 };
 use portolan_tests::packet::build::{Mac, Packet, flag};
 use serde_json::Value;
@@ -259,6 +259,18 @@ fn the_hybrid_mode_is_direct_for_tcp_only() -> Result<()> {
             assert_eq!(seen_over_tcp(&shop, to)?, outside(v6)?, "{to} over TCP");
             assert_eq!(seen_over_udp(&shop, to)?, node, "{to} over UDP");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn outside_clients_of_cluster_addresses_are_masqueraded() -> Result<()> {
+    let shop = open(&[1], "dsr")?;
+    shop.cluster.route_services_to(0)?;
+    for v6 in FAMILIES {
+        let node = node_address(0, v6).ip();
+        assert_eq!(seen_over_tcp(&shop, cluster_address(v6))?, node);
+        assert_eq!(seen_over_udp(&shop, cluster_address(v6))?, node);
     }
     Ok(())
 }

@@ -22,6 +22,9 @@ const FAMILIES: [bool; 2] = [false, true];
 /// How long a client waits before it believes that nobody answers: a SYN is sent again after a second.
 const SILENCE: Duration = Duration::from_millis(700);
 
+/// How long it waits for a refusal: that comes at once, but the machine may be busy.
+const REFUSAL: Duration = Duration::from_secs(3);
+
 /// Where a client is, by the index of its node; an outside one, by the node that it comes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Who {
@@ -229,8 +232,8 @@ impl Stage {
         let netns = self.netns(cell.who);
         match verdict {
             Served(nodes) => self.is_served(question, nodes),
-            Refused(_) => fails(netns, udp, to, ErrorKind::ConnectionRefused),
-            Dropped(_) => fails(netns, udp, to, ErrorKind::TimedOut),
+            Refused(_) => fails(netns, udp, to, ErrorKind::ConnectionRefused, REFUSAL),
+            Dropped(_) => fails(netns, udp, to, ErrorKind::TimedOut, SILENCE),
         }
     }
 
@@ -319,8 +322,8 @@ struct Question {
     to: SocketAddr,
 }
 
-fn fails(netns: &Netns, udp: bool, to: SocketAddr, expected: ErrorKind) -> Result<()> {
-    let outcome = failure(netns, udp, to, SILENCE)?;
+fn fails(netns: &Netns, udp: bool, to: SocketAddr, expected: ErrorKind, patience: Duration) -> Result<()> {
+    let outcome = failure(netns, udp, to, patience)?;
     ensure!(outcome == Some(expected), "{outcome:?}");
     Ok(())
 }

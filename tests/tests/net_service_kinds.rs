@@ -61,9 +61,14 @@ fn slices(shop: &Shop, name: &str, service: &str, backend: usize) -> String {
     FAMILIES.map(of).concat()
 }
 
-/// How a connection fails; `None`: it does not.
+/// How a connection fails that may get no answer; `None`: it does not.
 fn failure(netns: &Netns, to: SocketAddr) -> Result<Option<ErrorKind>> {
     lab::failure(netns, false, to, Duration::from_millis(700))
+}
+
+/// As [`failure`], where there is an answer, be it a refusal: a busy machine has time for it.
+fn outcome(netns: &Netns, to: SocketAddr) -> Result<Option<ErrorKind>> {
+    lab::failure(netns, false, to, AT_ONCE)
 }
 
 /// The services of which a port is served.
@@ -230,11 +235,11 @@ fn a_node_port_is_open_at_the_nodes_own_addresses_and_nowhere_else() -> Result<(
         assert_eq!(get(&shop.cluster.client, node_address(0, v6))?.0, "b0");
         let (unnamed, loopback) = if v6 { ("2001:db8:1::99", "::1") } else { ("192.0.2.99", "127.0.0.1") };
         let at = |address: &str| address.parse().map(|address: IpAddr| SocketAddr::new(address, NODE_PORT));
-        let outcome = failure(&shop.cluster.client, at(unnamed)?)?;
-        assert_eq!(outcome, Some(ErrorKind::ConnectionRefused), "the host has nobody at {unnamed}");
+        let found = outcome(&shop.cluster.client, at(unnamed)?)?;
+        assert_eq!(found, Some(ErrorKind::ConnectionRefused), "the host has nobody at {unnamed}");
         // Only sockets know what is asked for there.
         let refused = (!balances_sockets()).then_some(ErrorKind::ConnectionRefused);
-        assert_eq!(failure(node, at(loopback)?)?, refused, "{loopback}");
+        assert_eq!(outcome(node, at(loopback)?)?, refused, "{loopback}");
         let pod = SocketAddr::new(shop.client.address(v6), NODE_PORT);
         assert_eq!(get(&shop.backends[0].pod.netns, pod)?.0, "own", "a pod's port of this number is its own");
         assert_eq!(get(node, pod)?.0, "own", "to the host as well");
@@ -263,7 +268,7 @@ fn answers_at(shop: &Shop, [v4, v6]: [&str; 2]) -> Result<bool> {
     for address in [v4, v6] {
         let to = SocketAddr::new(address.parse()?, NODE_PORT);
         for netns in [&shop.cluster.client, &shop.client.netns, &shop.cluster.nodes[0].netns] {
-            found.insert(failure(netns, to)?);
+            found.insert(outcome(netns, to)?);
         }
     }
     let all = found.len() == 1;

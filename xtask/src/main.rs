@@ -29,7 +29,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Task {
     /// Install what building, testing and the demo need; safe to repeat
-    Setup,
+    Setup(setup::Options),
     /// Set up, then build the workspace
     Build(build::Options),
     /// Set up, then build the eBPF object alone
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> anyhow::Result<ExitCode> {
     match task {
-        Task::Setup => setup::run()?,
+        Task::Setup(options) => setup::with(&options)?,
         Task::Build(options) => build::run(&options)?,
         Task::BuildEbpf => build::run_ebpf()?,
         Task::Test(options) => test::run(&options)?,

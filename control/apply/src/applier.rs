@@ -158,9 +158,12 @@ impl Applier {
         self.v6.set_nodes(node);
         self.v4.refresh_flags(&mut self.tables.v4);
         self.v6.refresh_flags(&mut self.tables.v6);
-        self.v4.realms.set(&self.tables.v4, &node.realms)?;
-        self.v6.realms.set(&self.tables.v6, &node.realms)?;
-        self.flush()
+        // Each part goes on when another fails.
+        let flushed = self.flush();
+        let v4 = self.v4.realms.set(&self.tables.v4, &node.realms);
+        let v6 = self.v6.realms.set(&self.tables.v6, &node.realms);
+        flushed?;
+        Ok(v4.and(v6)?)
     }
 
     /// Says what the node is; its addresses and those of others stay.
@@ -295,6 +298,12 @@ impl Applier {
             backends_v4: backends(self.v4.indexes.used(), self.tables.v4.backends.len()),
             backends_v6: backends(self.v6.indexes.used(), self.tables.v6.backends.len()),
         }
+    }
+
+    /// What is installed of one service.
+    #[must_use]
+    pub fn plan(&self, key: &ServiceKey) -> Option<&ServicePlan> {
+        self.installed.get(key).map(|installed| &*installed.plan)
     }
 
     /// Everything installed.

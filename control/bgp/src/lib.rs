@@ -11,6 +11,6 @@ pub mod wire;
 
 pub use config::{Identity, Invalid, Password, Peer};
 pub use routes::{Aggregation, Route, aggregate};
-pub use session::{PeerStatus, State};
+pub use session::{PeerStatus, Prefixes, State};
 pub use speaker::{Speaker, StartError};
 pub use wire::{Community, Family, LargeCommunity};

@@ -176,7 +176,8 @@ pub(crate) fn check_vips(vips: &[Vip]) -> Result<(), Invalid> {
 }
 
 /// Whether an address can be that of a node or a service: unicast, and not of one node or link only.
-fn is_usable(address: IpAddr) -> bool {
+#[must_use]
+pub fn is_usable(address: IpAddr) -> bool {
     let special = match address {
         IpAddr::V4(v4) => v4.is_broadcast() || v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),

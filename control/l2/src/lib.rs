@@ -31,5 +31,5 @@ mod responder;
 mod status;
 
 pub use announcer::{Announcer, StartError};
-pub use config::{DEFAULT_PORT, Eligible, Interface, Invalid, Mac, Member, Settings, Vip};
+pub use config::{DEFAULT_PORT, Eligible, Interface, Invalid, Mac, Member, Settings, Vip, is_usable};
 pub use status::{Conflict, InterfaceStatus, MemberState, MemberStatus, NodeState, Status, VipStatus};

@@ -8,7 +8,7 @@ use portolan_model::{Endpoint, Entry, ServiceKey, ServiceType, Store};
 use crate::service::served;
 
 /// Taint that the cluster autoscaler gives to a node that it is about to remove (KEP-3836).
-const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+pub(crate) const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// The health check port of a service whose outside clients stay on the node that they come to.
 #[derive(Clone, Debug, PartialEq, Eq)]

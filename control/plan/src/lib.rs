@@ -3,6 +3,7 @@
 //! [`Planner::plan`] reads a [`portolan_model::Store`] and tells what changed in what this node should serve.
 //! It does no I/O and knows no clock; the same objects give the same plan, in whatever order they came.
 
+mod announce;
 mod claims;
 mod desired;
 mod health;
@@ -14,6 +15,7 @@ mod pods;
 mod select;
 mod service;
 
+pub use announce::{Advertised, Announcements, Announcing, L2Address, PublicAddress, Silence};
 pub use desired::{
     BackendAddr, Changes, Condition, FrontendAddr, NodePlan, PortName, Realm, Reason, Route, Scope,
     ServicePlan, ServicePort, SkippedRoute, Why,

@@ -39,7 +39,7 @@ pub(crate) fn plan(store: &Store, this_node: &str, options: &Options) -> NodePla
 fn realms(store: &Store, this_node: &str, plan: &NodePlan, options: &Options) -> Vec<Realm> {
     let mut realms: BTreeMap<IpNetwork, Option<IpAddr>> = BTreeMap::new();
     let own = plan.addresses.iter().map(|addr| IpNetwork::from(*addr)).chain(plan.pod_cidrs.iter().copied());
-    for prefix in own.chain(options.inside.iter().copied()) {
+    for prefix in own {
         realms.insert(prefix, None);
     }
     for node in store.nodes().filter(|node| *node.name != *this_node) {
@@ -50,6 +50,24 @@ fn realms(store: &Store, this_node: &str, plan: &NodePlan, options: &Options) ->
     }
     for route in &plan.routes {
         realms.entry(route.prefix).or_insert(options.overlay.map(|_| route.via));
+    }
+    // Also where there is no route of ours: the network may have one.
+    for node in store.nodes().filter(|node| *node.name != *this_node) {
+        for prefix in node.pod_cidrs.iter().filter(|prefix| misplaced(plan, **prefix).is_none()) {
+            realms.entry(*prefix).or_insert(None);
+        }
+    }
+    // The longest prefix counts: one that is a part of a node's leads to the node as well.
+    let way = |prefix: IpNetwork| {
+        let around = plan
+            .routes
+            .iter()
+            .filter(|route| route.prefix.prefix() <= prefix.prefix() && route.prefix.contains(prefix.ip()));
+        let nearest = around.max_by_key(|route| route.prefix.prefix())?;
+        options.overlay.map(|_| nearest.via)
+    };
+    for prefix in options.inside.iter().filter_map(|it| IpNetwork::new(it.network(), it.prefix()).ok()) {
+        realms.entry(prefix).or_insert_with(|| way(prefix));
     }
     realms.into_iter().map(|(prefix, node)| Realm { prefix, node }).collect()
 }
@@ -71,13 +89,19 @@ fn via(plan: &NodePlan, node: &Node, prefix: IpNetwork, overlay: Option<Family>)
     if prefix.contains(via) {
         return Err(format!("it covers the node's own address {via}"));
     }
+    match misplaced(plan, prefix) {
+        Some(reason) => Err(reason),
+        None => Ok(via),
+    }
+}
+
+/// Why a prefix cannot be of other nodes' pods.
+fn misplaced(plan: &NodePlan, prefix: IpNetwork) -> Option<String> {
     if let Some(own) = plan.addresses.iter().find(|own| prefix.contains(**own)) {
-        return Err(format!("it covers this node's address {own}"));
+        return Some(format!("it covers this node's address {own}"));
     }
-    if let Some(own) = plan.pod_cidrs.iter().find(|own| overlap(**own, prefix)) {
-        return Err(format!("it overlaps this node's podCIDR {own}"));
-    }
-    Ok(via)
+    let own = plan.pod_cidrs.iter().find(|own| overlap(**own, prefix))?;
+    Some(format!("it overlaps this node's podCIDR {own}"))
 }
 
 /// The first node by name keeps a prefix that several claim.

@@ -4,8 +4,9 @@
 //! prints them as they are, so their field names are an interface.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use ipnetwork::IpNetwork;
 use portolan_ipam::HostPort;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,75 @@ pub enum Query {
     Pods,
     /// [`AuditView`]s: one for each difference.
     Audit,
+    /// All [`LoadBalancerView`]s.
+    LoadBalancers,
+    /// All [`BgpPeerView`]s.
+    BgpPeers,
+    /// All [`BgpRouteView`]s.
+    BgpRoutes,
+}
+
+/// A router that this node has a session with, or should have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpPeerView {
+    /// Name of the BGPPeer.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its TCP port.
+    pub port: u16,
+    /// Its AS number.
+    pub peer_asn: u32,
+    /// The AS number that it is shown.
+    pub my_asn: u32,
+    /// `Established`, or how far it is; `LeftOut`: it is not tried, and the error says why.
+    pub state: String,
+    /// For how long routes have been exchanged.
+    pub uptime_seconds: Option<u64>,
+    /// Its BGP identifier.
+    pub router_id: Option<Ipv4Addr>,
+    /// Families that both sides take.
+    pub families: Vec<String>,
+    /// The hold time in force, in seconds; 0: silence does not matter.
+    pub hold_time: Option<u64>,
+    /// It keeps routes while this agent restarts.
+    pub graceful_restart: bool,
+    /// Prefixes that it was told.
+    pub announced: PrefixesView,
+    /// Prefixes that it announces, which nobody uses.
+    pub received: PrefixesView,
+    /// Why it is not told of some routes.
+    pub warnings: Vec<String>,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+}
+
+/// Numbers of prefixes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefixesView {
+    /// Of IPv4.
+    pub ipv4: usize,
+    /// Of IPv6.
+    pub ipv6: usize,
+}
+
+/// A prefix that this node announces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpRouteView {
+    /// The prefix.
+    pub prefix: IpNetwork,
+    /// Where routers send its packets.
+    pub next_hops: Vec<IpAddr>,
+    /// Tags, as `64512:100`.
+    pub communities: Vec<String>,
+    /// How much routers of the same AS prefer it.
+    pub local_preference: Option<u32>,
+    /// Peers that are told.
+    pub peers: Vec<String>,
+    /// Peers that will be told when their session is there and takes the family.
+    pub waiting: Vec<String>,
 }
 
 /// A service of type LoadBalancer and its addresses.
@@ -89,6 +159,12 @@ pub enum Reply {
     Pods(Vec<PodView>),
     /// To [`Query::Audit`].
     Audit(Vec<AuditView>),
+    /// To [`Query::LoadBalancers`].
+    LoadBalancers(Vec<LoadBalancerView>),
+    /// To [`Query::BgpPeers`].
+    BgpPeers(Vec<BgpPeerView>),
+    /// To [`Query::BgpRoutes`].
+    BgpRoutes(Vec<BgpRouteView>),
     /// The question was not understood or could not be answered.
     Error(String),
 }
@@ -145,6 +221,15 @@ pub struct Status {
     pub last_sync_microseconds: u64,
     /// Number of changes applied.
     pub syncs: u64,
+    /// BGP peers of this node, and whether their session is there.
+    #[serde(default)]
+    pub bgp_sessions: BTreeMap<String, bool>,
+    /// Prefixes announced by BGP.
+    #[serde(default)]
+    pub bgp_routes: usize,
+    /// Public addresses that this node announces on layer 2.
+    #[serde(default)]
+    pub l2_owned: usize,
 }
 
 /// A podCIDR.

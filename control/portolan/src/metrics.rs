@@ -113,6 +113,7 @@ impl Metrics {
         agent(portolan, status);
         tables(portolan, status);
         pod_addresses(portolan, status);
+        announcements(portolan, status);
         flows(portolan, services);
         let help = "What audits found in the kernel that was not as the objects want it, and mended";
         portolan.register("audit_differences", help, self.differences.clone());
@@ -234,6 +235,17 @@ fn pod_addresses(registry: &mut Registry, status: &Status) {
     }
     registry.register("pod_addresses_used", "Addresses given to pods, by podCIDR", used);
     registry.register("pod_addresses_capacity", "Addresses there are for pods, by podCIDR", capacity);
+}
+
+fn announcements(registry: &mut Registry, status: &Status) {
+    let sessions = Family::<Labels, Gauge>::default();
+    for (peer, up) in &status.bgp_sessions {
+        sessions.get_or_create(&vec![("peer", peer.clone())]).set(i64::from(*up));
+    }
+    registry.register("bgp_session_up", "Whether the session with a BGP peer is there", sessions);
+    registry.register("bgp_routes", "Prefixes announced by BGP", gauge(status.bgp_routes as u64));
+    let help = "Public addresses that this node announces on layer 2";
+    registry.register("l2_owned", help, gauge(status.l2_owned as u64));
 }
 
 fn flows(registry: &mut Registry, services: &[ServiceView]) {

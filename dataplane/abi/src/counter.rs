@@ -130,6 +130,8 @@ outcomes! {
     /// In the overlay, a packet that no node of the cluster sent; to the overlay, one for an address that no node has, or that a
     /// pod made itself. Check that Node objects have every node's address and podCIDRs.
     DROP_OVERLAY = 39, "overlay";
+    /// A pod sent what a DHCP server answers with. Addresses come from the node: stop what sends it.
+    DROP_DHCP = 40, "dhcp";
 }
 
 /// The first outcome that is a drop; a rejection counts as one for the client.

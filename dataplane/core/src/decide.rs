@@ -174,6 +174,9 @@ pub fn decide_new<F: Family, T: Tables<F>, P: Frame>(
     if !packet.has_ports() {
         return New::Other;
     }
+    if guard::is_lease::<F>(hook, &packet.key) {
+        return New::Verdict(Verdict::Drop(Reason::Dhcp));
+    }
     if overlay::is_forged::<F, T>(hook, &packet.key, tables) {
         return New::Verdict(Verdict::Drop(Reason::Overlay));
     }
@@ -194,7 +197,7 @@ pub fn decide_new<F: Family, T: Tables<F>, P: Frame>(
             Err(verdict) => verdict,
         },
         Asked::UnknownPort => refuse(hook, ifindex, (&packet, frame), tables),
-        Asked::Other if egress::leaves::<F, T>(hook, &packet.key, tables) => {
+        Asked::Other if egress::leaves::<F, T>(hook, (&packet.key.src, &packet.key.dst), tables) => {
             return New::Open(Choice::EGRESS);
         }
         Asked::Other => direct(hook, &packet, frame.len(), tables),
@@ -210,7 +213,7 @@ pub fn decide_ping<F: Family, T: Tables<F>, P: Frame>(
     tables: &T,
     now: u32,
 ) -> Verdict<F> {
-    let echo = egress::decide_echo(hook, frame, tables, now);
+    let echo = egress::decide_echo(hook, frame, false, tables, now);
     match echo.finding {
         egress::Finding::Open => {}
         _ => return echo.verdict().unwrap_or_else(|| decide_other(hook, ifindex, frame, tables)),
@@ -219,7 +222,7 @@ pub fn decide_ping<F: Family, T: Tables<F>, P: Frame>(
         Ok(false) => Verdict::Pass(counter::PASSED),
         Err(reason) => Verdict::Drop(reason),
         Ok(true) => {
-            let opened = egress::decide_echo(hook, frame, tables, now).verdict();
+            let opened = egress::decide_echo(hook, frame, true, tables, now).verdict();
             opened.unwrap_or(Verdict::Drop(Reason::FlowTable))
         }
     }
@@ -308,10 +311,19 @@ pub fn decide_other<F: Family, T: Tables<F>, P: Frame>(
         }
         _ => None,
     };
-    match ours {
-        Some(verdict) => verdict,
-        None => direct(hook, &packet, frame.len(), tables),
+    if let Some(verdict) = ours {
+        return verdict;
     }
+    // What answers has been asked by somebody who knows the way to the pod.
+    let untranslated = match packet.kind {
+        Kind::Options => Reason::Options,
+        Kind::Protocol => Reason::Protocol,
+        _ => return direct(hook, &packet, frame.len(), tables),
+    };
+    if egress::would_leak::<F, T>(hook, &packet.key, tables) {
+        return Verdict::Drop(untranslated);
+    }
+    direct(hook, &packet, frame.len(), tables)
 }
 
 /// What [`established`] found.
@@ -375,7 +387,9 @@ fn wants_new_backend<F: Family, T: Tables<F>>(packet: &Packet<F>, flow: &Flow<F:
         return false;
     }
     if flow.service == NO_SERVICE {
-        return packet.segment.opens() && is_ending(flow.state);
+        let opens = packet.segment.opens();
+        let may = packet.kind != Kind::Tcp || opens;
+        return opens && is_ending(flow.state) || may && egress::came_inside::<F, T>(&packet.key.dst, tables);
     }
     if packet.kind != Kind::Tcp {
         return !has_backend::<F, T>(flow, tables);

@@ -3,17 +3,23 @@
 //! Such a flow has the same two entries as one to a service, without service and backend. ICMP echo has an identifier where
 //! others have ports (RFC 5508 3.1): the one that asks has it as its source port, the one that answers as its destination port.
 
-use portolan_abi::{Flow, FlowKey, NO_SERVICE, config_flag, endpoint_flag, exit, realm_flag, state};
+use portolan_abi::{
+    Flow, FlowKey, NO_SERVICE, config_flag, endpoint_flag, exit, frontend_flag, realm_flag, state,
+};
 
 use crate::conntrack::{self, next_state};
-use crate::service::{enter, forwarded, way_back};
+use crate::service::{enter, forwarded, mark, way_back};
 use crate::wire::{self, ETHERNET, Frame, Kind, Packet, join_ports, parse, split_ports, swap_ports};
 use crate::{Address, Choice, Exit, Family, Hook, Reason, Rewrite, Tables, Verdict};
 
 /// Whether what a pod sends to an address that no service and no pod of this node has is to be masqueraded, if it leaves by an
 /// uplink.
 #[inline(always)]
-pub(crate) fn leaves<F: Family, T: Tables<F>>(hook: Hook, key: &FlowKey<F::Addr>, tables: &T) -> bool {
+pub(crate) fn leaves<F: Family, T: Tables<F>>(
+    hook: Hook,
+    (src, dst): (&F::Addr, &F::Addr),
+    tables: &T,
+) -> bool {
     if hook != Hook::Pod {
         return false;
     }
@@ -21,7 +27,13 @@ pub(crate) fn leaves<F: Family, T: Tables<F>>(hook: Hook, key: &FlowKey<F::Addr>
         Some(config) => config.flags & config_flag::MASQUERADE != 0,
         None => false,
     };
-    masquerades && !is_inside::<F, T>(&key.dst, tables) && !is_routable::<F, T>(&key.src, tables)
+    masquerades && !is_inside::<F, T>(dst, tables) && !is_routable::<F, T>(src, tables)
+}
+
+/// Whether an address that was outside when a flow to it left is one of the cluster's now: a service's, or in one of its prefixes.
+#[inline(always)]
+pub(crate) fn came_inside<F: Family, T: Tables<F>>(addr: &F::Addr, tables: &T) -> bool {
+    mark::<F, T>(addr, tables) & frontend_flag::VIP != 0 || is_inside::<F, T>(addr, tables)
 }
 
 #[inline(always)]
@@ -53,10 +65,10 @@ fn uplink<F: Family, T: Tables<F>>(key: &FlowKey<F::Addr>, tables: &T) -> Option
     found.then_some(ifindex)
 }
 
-/// Whether a piece that no flow takes would leave the cluster with its pod's address.
+/// Whether a packet that no flow takes, or that nobody can translate, would leave the cluster with its pod's address.
 #[inline(always)]
 pub(crate) fn would_leak<F: Family, T: Tables<F>>(hook: Hook, key: &FlowKey<F::Addr>, tables: &T) -> bool {
-    leaves::<F, T>(hook, key, tables) && uplink::<F, T>(key, tables).is_some()
+    leaves::<F, T>(hook, (&key.src, &key.dst), tables) && uplink::<F, T>(key, tables).is_some()
 }
 
 /// Opens a flow that leaves the cluster: afterwards both its entries are in the table. `Ok(false)`: it does not leave by an uplink,
@@ -177,11 +189,12 @@ impl<F: Family> Echo<F> {
 }
 
 /// The part of [`decide`](crate::decide()) for ICMP echo of pods with hosts outside of the cluster. Its addresses have been checked by
-/// [`decide_new`](crate::decide_new).
+/// [`decide_new`](crate::decide_new). `fresh`: its flow was opened just now.
 #[inline(always)]
 pub fn decide_echo<F: Family, T: Tables<F>, P: Frame>(
     hook: Hook,
     frame: &P,
+    fresh: bool,
     tables: &T,
     now: u32,
 ) -> Echo<F> {
@@ -199,10 +212,16 @@ pub fn decide_echo<F: Family, T: Tables<F>, P: Frame>(
     let asks = packet.kind == Kind::Echo;
     let Some(key) = echo_key::<F, P>(packet.key, asks, frame) else { return other };
     let Some((flow, entry)) = tables.flow(&key) else {
-        let opens = asks && leaves::<F, T>(hook, &key, tables);
+        // Services' addresses answer by themselves.
+        let vip = mark::<F, T>(&key.dst, tables) & frontend_flag::VIP != 0;
+        let opens = asks && !vip && leaves::<F, T>(hook, (&key.src, &key.dst), tables);
         return if opens { Echo { finding: Finding::Open, ..other } } else { other };
     };
-    conntrack::record::<F, T>(entry, &flow, next_state(flow.state, 0), key.proto, now, tables);
+    let whole = conntrack::record::<F, T>(entry, &flow, next_state(flow.state, 0), key.proto, now, tables);
+    if !whole && asks && !fresh {
+        // Its way back was displaced: opening it anew writes that, too.
+        return Echo { finding: Finding::Open, ..other };
+    }
     match forwarded(hook, &packet, &flow, frame.len(), tables) {
         Verdict::Forward(rewrite, exit) => Echo { finding: Finding::Send, rewrite, exit, ..other },
         Verdict::TooBig(_) => Echo::of(packet, Finding::Drop, Reason::TooBig),

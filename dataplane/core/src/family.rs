@@ -29,6 +29,8 @@ pub trait Family: Copy + Eq + Debug + 'static {
     const ECHO: (u8, u8);
     /// EtherType, host byte order.
     const ETHERTYPE: u16;
+    /// UDP ports of DHCP, server's and client's (RFC 2131 4.1, RFC 8415 7.2), host byte order.
+    const DHCP: (u16, u16);
 
     /// Loads the IP header at byte `at` of the frame.
     fn header<P: Frame>(frame: &P, at: usize) -> Option<Self::Header>;
@@ -102,6 +104,7 @@ impl Family for V4 {
     const UNSAID: u16 = u16::MAX - 19;
     const ECHO: (u8, u8) = (8, 0);
     const ETHERTYPE: u16 = 0x0800;
+    const DHCP: (u16, u16) = (67, 68);
     const HEADER_CHECKSUM: bool = true;
     const ICMP_PSEUDO: bool = false;
 
@@ -180,6 +183,7 @@ impl Family for V6 {
     const UNSAID: u16 = 0;
     const ECHO: (u8, u8) = (128, 129);
     const ETHERTYPE: u16 = 0x86dd;
+    const DHCP: (u16, u16) = (547, 546);
     const HEADER_CHECKSUM: bool = false;
     const ICMP_PSEUDO: bool = true;
 

@@ -2,7 +2,7 @@
 
 use portolan_abi::{Endpoint, Flow, FlowKey, exit};
 
-use crate::wire::Frame;
+use crate::wire::{Frame, join_ports, proto};
 use crate::{Address, Family, Hook, Reason, Tables};
 
 /// The Ethernet source address of a frame, as three words in packet order.
@@ -55,6 +55,15 @@ pub fn check<F: Family, T: Tables<F>, P: Frame>(
         Hook::Pod => pod(ifindex, key, frame, tables),
         _ => Ok(()),
     }
+}
+
+/// Whether a pod sends what a DHCP server answers with: somebody might believe it.
+#[inline(always)]
+pub(crate) fn is_lease<F: Family>(hook: Hook, key: &FlowKey<F::Addr>) -> bool {
+    let (server, client) = F::DHCP;
+    hook == Hook::Pod
+        && key.proto == u32::from(proto::UDP)
+        && key.ports == join_ports(server.to_be(), client.to_be())
 }
 
 /// A pod sends from its own address with its own MAC, to one receiver.

@@ -10,7 +10,7 @@ use crate::conntrack::{is_forgotten, peer_key};
 use crate::guard::source_mac;
 use crate::select::{self, flow_hash};
 use crate::wire::{Frame, Packet, join_ports, split_ports, swap_ports};
-use crate::{Address, Exit, Family, Hook, Reason, Rewrite, Tables, Verdict, overlay, ports, tunnel};
+use crate::{Address, Exit, Family, Hook, Reason, Rewrite, Tables, Verdict, egress, overlay, ports, tunnel};
 
 /// What a packet asks for by its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,8 +117,28 @@ pub(crate) fn has_backend<F: Family, T: Tables<F>>(flow: &Flow<F::Addr>, tables:
 pub struct Choice {
     /// Index of the service.
     pub service: u32,
-    /// Index of the backend.
+    /// Index of the backend; with [`RETURNS`](Self::RETURNS), its answers come back through this node in every mode, and with
+    /// [`LEAVES`](Self::LEAVES) to its address.
     pub backend: u32,
+}
+
+impl Choice {
+    /// Far above every index: a client from outside asked for an address inside, which other nodes take from nobody.
+    pub const RETURNS: u32 = 1 << 31;
+
+    /// As far above: a pod asks for a backend outside of the cluster, where nobody knows the way to the pod.
+    pub const LEAVES: u32 = 1 << 30;
+
+    /// Index of the backend alone.
+    #[inline(always)]
+    const fn backend(self) -> u32 {
+        self.backend & !(Self::RETURNS | Self::LEAVES)
+    }
+
+    #[inline(always)]
+    const fn is(self, flag: u32) -> bool {
+        self.backend & flag != 0
+    }
 }
 
 /// Chooses a backend for a new flow to a frontend.
@@ -152,7 +172,23 @@ pub(crate) fn choose<F: Family, T: Tables<F>, P: Frame>(
     if service.affinity != 0 {
         tables.remember(&key, &Affinity { backend, seen: now });
     }
+    let inside = hook == Hook::Uplink && frontend.flags & frontend_flag::EXTERNAL == 0;
+    let backend = if inside { backend | Choice::RETURNS } else { backend };
+    let outside = is_outside::<F, T>(hook, &packet.key.src, backend, tables);
+    let backend = if outside { backend | Choice::LEAVES } else { backend };
     Ok(Choice { service: frontend.service, backend })
+}
+
+/// Whether a backend that a pod asks for is to see the node's address: a service may name any address as its endpoint.
+#[inline(always)]
+fn is_outside<F: Family, T: Tables<F>>(hook: Hook, client: &F::Addr, backend: u32, tables: &T) -> bool {
+    if hook != Hook::Pod {
+        return false;
+    }
+    match tables.backend(backend) {
+        Some(backend) => egress::leaves::<F, T>(hook, (client, &backend.addr), tables),
+        None => false,
+    }
 }
 
 /// The backend that the client's last flow had, if that was not too long ago. Memories of backends that left the
@@ -220,19 +256,22 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
     now: u32,
 ) -> Result<(), Reason> {
     let Some(config) = tables.config() else { return Err(Reason::Dangling) };
-    let Some(backend) = tables.backend(choice.backend) else { return Err(Reason::Dangling) };
+    let index = choice.backend();
+    let Some(backend) = tables.backend(index) else { return Err(Reason::Dangling) };
     if backend.flags & backend_flag::LIVE == 0 {
         return Err(Reason::Dangling);
     }
     let mut there = locate(hook, &key.src, &backend, &config, tables)?;
-    if hook == Hook::Uplink && tunnel::is_wanted::<F, T>(there, choice.service, &backend.addr, tables) {
+    let direct = hook == Hook::Uplink && !choice.is(Choice::RETURNS);
+    if direct && tunnel::is_wanted::<F, T>(there, choice.service, &backend.addr, tables) {
         if F::node_address(&config).is_none() {
             return Err(Reason::NoNodeAddress);
         }
         there.kind = portolan_abi::exit::TUNNEL;
     }
     let Some(back) = way_back(hook, ifindex, frame, &config) else { return Err(Reason::Truncated) };
-    let (src, masquerade) = source::<F>(hook, key, &backend, there, &config)?;
+    let away = hook == Hook::Uplink || choice.is(Choice::LEAVES);
+    let (src, masquerade) = source::<F>((hook, away), key, &backend, there, &config)?;
     let ports = join_ports(backend.port, split_ports(key.ports).0);
     let mut reply_key = FlowKey { src: backend.addr, dst: src, ports, proto: key.proto };
     let state = state::REPLY | if masquerade { state::MASQUERADE } else { 0 };
@@ -246,7 +285,7 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
         state,
         seen: now,
         service: choice.service,
-        backend: choice.backend,
+        backend: index,
         from_ifindex: there.ifindex,
         from_mac: there.mac,
         from: there.kind,
@@ -255,7 +294,7 @@ pub(crate) fn track<F: Family, T: Tables<F>, P: Frame>(
     // What leaves with an address of the node may only use the range set aside for it: other ports are the host's own.
     let own = !masquerade || reply_key.dst == F::hairpin_address();
     enter(key, &mut reply_key, &mut flow, (own, round), &config, tables)?;
-    tables.picked(choice.service, choice.backend);
+    tables.picked(choice.service, index);
     Ok(())
 }
 
@@ -306,10 +345,11 @@ pub(crate) fn restore_reply<F: Family, T: Tables<F>>(
     let _ = tables.claim(&peer_key(flow, key.proto), &reply);
 }
 
-/// The address a backend shall see as its client, and whether that is another than the client's own.
+/// The address a backend shall see as its client, and whether that is another than the client's own. `away`: outside of the
+/// node it would not do.
 #[inline(always)]
 fn source<F: Family>(
-    hook: Hook,
+    (hook, away): (Hook, bool),
     key: &FlowKey<F::Addr>,
     backend: &Backend<F::Addr>,
     exit: Exit,
@@ -319,8 +359,9 @@ fn source<F: Family>(
     if backend.addr == key.src && hook == Hook::Pod {
         return Ok((F::hairpin_address(), true));
     }
-    // The backend's node would answer an outside client directly, with an address the client never asked.
-    if hook == Hook::Uplink && exit.is_away() {
+    // The backend's node would answer an outside client directly, with an address the client never asked, and a backend outside
+    // of the cluster would not find the pod.
+    if away && exit.is_away() {
         return match F::node_address(config) {
             Some(address) => Ok((address, true)),
             None => Err(Reason::NoNodeAddress),

@@ -85,6 +85,7 @@ pub enum Reason {
     TooBig = counter::REJECTED_TOO_BIG,
     Departed = counter::REJECTED_DEPARTED,
     Overlay = counter::DROP_OVERLAY,
+    Dhcp = counter::DROP_DHCP,
 }
 
 /// How a packet leaves.

@@ -8,6 +8,7 @@ pub mod features;
 pub mod grace;
 pub mod link;
 pub mod maps;
+pub mod netfilter;
 pub mod object;
 pub mod slab;
 pub mod sockets;

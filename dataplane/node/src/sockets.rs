@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -106,6 +107,21 @@ impl Connected {
     }
 }
 
+/// A socket that has a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// What it speaks.
+    pub transport: Transport,
+    /// Its own address; unspecified if it takes all.
+    pub address: IpAddr,
+    /// Its own port, in host byte order.
+    pub port: u16,
+    /// Whether it has no peer: a TCP listener, or an unconnected UDP socket.
+    pub open: bool,
+    /// Its inode, as the links in `/proc/PID/fd` name it; 0 for a socket of the kernel's own.
+    pub inode: u32,
+}
+
 /// The sockets of one network namespace, whatever thread asks.
 pub struct Sockets {
     netlink: Socket,
@@ -135,9 +151,39 @@ impl Sockets {
     }
 
     fn of_family(&mut self, transport: Transport, family: u8) -> io::Result<Vec<Connected>> {
+        self.list(transport, family, transport.states(), |payload| connected(transport, payload))
+    }
+
+    /// Sockets that have a port: those that listen, and both ends of connections that are open. Not what only waits for
+    /// the last packets of its connection.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn bound(&mut self) -> io::Result<Vec<Bound>> {
+        let mut found = Vec::new();
+        for transport in [Transport::Tcp, Transport::Udp] {
+            let states = match transport {
+                Transport::Tcp => transport.states() | LISTEN,
+                Transport::Udp => transport.states() | CLOSE,
+            };
+            for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+                found.extend(self.list(transport, family, states, |payload| bound(transport, payload))?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// What `read` makes of every socket in these states.
+    fn list<T>(
+        &mut self,
+        transport: Transport,
+        family: u8,
+        states: u32,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
         let all = Connected { transport, family, id: [0; ID] };
-        self.netlink.send(&request(BY_FAMILY, flags, &all), 0)?;
+        self.netlink.send(&request(BY_FAMILY, flags, states, &all), 0)?;
         let mut found = Vec::new();
         loop {
             let length = self.netlink.recv(&mut &mut self.buffer[..], 0)?;
@@ -146,7 +192,7 @@ impl Sockets {
                 match i32::from(kind) {
                     libc::NLMSG_DONE => return Ok(found),
                     libc::NLMSG_ERROR => acknowledged(payload)?,
-                    _ => found.extend(connected(transport, payload)),
+                    _ => found.extend(read(payload)),
                 }
             }
         }
@@ -158,7 +204,7 @@ impl Sockets {
     /// The kernel refuses, or was built without `CONFIG_INET_DIAG_DESTROY`.
     pub fn end(&mut self, socket: &Connected) -> io::Result<bool> {
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-        self.netlink.send(&request(DESTROY, flags, socket), 0)?;
+        self.netlink.send(&request(DESTROY, flags, socket.transport.states(), socket), 0)?;
         let length = self.netlink.recv(&mut &mut self.buffer[..], 0)?;
         let mut rest = self.buffer.get(..length).unwrap_or_default();
         let (_, payload) = message(&mut rest).ok_or(io::ErrorKind::InvalidData)?;
@@ -171,7 +217,7 @@ impl Sockets {
 }
 
 /// `struct inet_diag_req_v2` in a netlink message.
-fn request(kind: u16, flags: u16, socket: &Connected) -> Vec<u8> {
+fn request(kind: u16, flags: u16, states: u32, socket: &Connected) -> Vec<u8> {
     let Connected { transport, family, id } = socket;
     let length = (HEADER + 8 + ID) as u32;
     let mut bytes = Vec::with_capacity(length as usize);
@@ -180,13 +226,13 @@ fn request(kind: u16, flags: u16, socket: &Connected) -> Vec<u8> {
     bytes.extend(flags.to_ne_bytes());
     bytes.extend([0; 8]);
     bytes.extend([*family, transport.protocol(), 0, 0]);
-    bytes.extend(transport.states().to_ne_bytes());
+    bytes.extend(states.to_ne_bytes());
     bytes.extend(id);
     bytes
 }
 
 /// Takes the first message off: its type and payload.
-fn message<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
+pub(crate) fn message<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
     let length = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
     let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);
     let payload = rest.get(HEADER..length)?;
@@ -195,7 +241,7 @@ fn message<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
 }
 
 /// The kernel's answer: a negative errno, or 0.
-fn acknowledged(payload: &[u8]) -> io::Result<()> {
+pub(crate) fn acknowledged(payload: &[u8]) -> io::Result<()> {
     let code = payload.get(..4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
     match code.ok_or(io::ErrorKind::InvalidData)? {
         0 => Ok(()),
@@ -210,14 +256,32 @@ fn connected(transport: Transport, payload: &[u8]) -> Option<Connected> {
     Some(Connected { transport, family, id })
 }
 
+/// Reads a `struct inet_diag_msg`; `None` for a socket that has no port yet.
+fn bound(transport: Transport, payload: &[u8]) -> Option<Bound> {
+    let word = |at: usize| <[u8; 4]>::try_from(payload.get(at..at + 4)?).ok();
+    let (family, id) = (*payload.first()?, payload.get(4..4 + ID)?);
+    let address = if i32::from(family) == libc::AF_INET {
+        IpAddr::from(word(4 + SOURCE)?)
+    } else {
+        IpAddr::from(<[u8; 16]>::try_from(id.get(SOURCE..SOURCE + 16)?).ok()?).to_canonical()
+    };
+    let port = u16::from_be_bytes([id[0], id[1]]);
+    let open = [id[2], id[3]] == [0; 2];
+    (port != 0).then_some(Bound { transport, address, port, open, inode: u32::from_ne_bytes(word(INODE)?) })
+}
+
 /// Room for a datagram of a dump, which has 32 KiB at most.
 const DATAGRAM: usize = 64 * 1024;
 /// Length of a netlink message header.
 const HEADER: usize = 16;
 /// Length of `struct inet_diag_sockid`.
 const ID: usize = 48;
+/// Where in it the own address is; its port comes first.
+const SOURCE: usize = 4;
 /// Where in it the destination's address is; its port comes second.
 const DESTINATION: usize = 20;
+/// Where in `struct inet_diag_msg` the inode is: behind the identity and four words.
+const INODE: usize = 4 + ID + 16;
 /// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY` of linux/sock_diag.h.
 const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
@@ -226,3 +290,5 @@ const ESTABLISHED: u32 = 1 << 1;
 const SYN_SENT: u32 = 1 << 2;
 const FIN_WAIT: u32 = 1 << 4 | 1 << 5;
 const CLOSE_WAIT: u32 = 1 << 8;
+const CLOSE: u32 = 1 << 7;
+const LISTEN: u32 = 1 << 10;

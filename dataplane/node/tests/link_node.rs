@@ -1,6 +1,7 @@
 //! Routes, the service device, uplinks, events and sysctls of a node in a namespace of its own. Needs root.
 
 mod link_support;
+mod look;
 
 use std::{net::IpAddr, time::Duration};
 

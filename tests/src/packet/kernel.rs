@@ -99,7 +99,8 @@ impl Kernel {
     /// The kernel refuses.
     #[must_use]
     pub fn load() -> Self {
-        let object = Object::load(None, Sizes::small()).expect("the programs load");
+        let mut object = Object::load(None, Sizes::small()).expect("the programs load");
+        object.load_overlay().expect("the overlay's programs load");
         let tables = object.tables().expect("the tables open");
         Self { object, tables }
     }

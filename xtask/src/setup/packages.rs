@@ -43,6 +43,9 @@ pub(super) const TOOLS: &[Package] = &[
     program("iputils-ping", "ping"),
     program("nftables", "nft"),
     program("procps", "sysctl"),
+    // For promtool, which reads and tests the alerts.
+    Package { service: Some("prometheus"), ..program("prometheus", "promtool") },
+    program("python3-pip", "pip3"),
     program("qemu-system-x86", "qemu-system-x86_64"),
     program("runc", "runc"),
     program("socat", "socat"),

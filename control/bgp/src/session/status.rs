@@ -34,6 +34,8 @@ pub struct PeerStatus {
     pub router_id: Option<Ipv4Addr>,
     /// This side's address.
     pub local_address: Option<IpAddr>,
+    /// Where it sends packets: at most one address of each family.
+    pub next_hops: Vec<IpAddr>,
     /// Families that both sides take.
     pub families: BTreeSet<Family>,
     /// The hold time in force; 0: silence does not matter.
@@ -137,6 +139,7 @@ impl super::Session {
             uptime: up.map(|up| now.saturating_duration_since(up.since).as_secs()),
             router_id: negotiated.map(|negotiated| negotiated.router_id),
             local_address: link.map(|link| link.local),
+            next_hops: link.map(|link| self.all_next_hops(link.local)).unwrap_or_default(),
             families: negotiated.map(|negotiated| negotiated.families.clone()).unwrap_or_default(),
             hold_time: negotiated.map(|negotiated| time(negotiated.hold)),
             keepalive_time: negotiated.map(|negotiated| time(negotiated.keepalive)),
@@ -152,6 +155,11 @@ impl super::Session {
             messages_sent: self.sent,
             messages_received: self.messages_received,
         }
+    }
+
+    fn all_next_hops(&self, local: IpAddr) -> Vec<IpAddr> {
+        let hops = self.next_hops(local);
+        Family::ALL.into_iter().filter_map(|family| hops.of(family)).collect()
     }
 
     /// Families with routes that cannot be announced.

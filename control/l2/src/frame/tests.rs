@@ -1,5 +1,5 @@
-//! Frames both ways, byte for byte. The answers are those that Linux gives, as captured between two of them; tcpdump reads what
-//! is sent in the suite in namespaces.
+//! Frames both ways, byte for byte, as RFC 826, RFC 5227 and RFC 4861 have them. That tcpdump and Linux read them so is shown by the
+//! suite in namespaces.
 
 use proptest::prelude::*;
 

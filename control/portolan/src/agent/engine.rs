@@ -97,10 +97,17 @@ impl Engine {
                 Err(err) => self.warn("pods", Some(format!("restoring pods: {err:#}"))),
             }
             self.shared.core().synced = true;
+            self.shared.announce.begin();
         }
+        self.publish();
         if tokio::task::block_in_place(|| self.settle()) {
             self.end_sockets().await;
         }
+    }
+
+    /// Tells the network which public addresses the tables serve now.
+    pub(super) fn publish(&self) {
+        tokio::task::block_in_place(|| self.shared.announce.publish(&self.shared.core().store));
     }
 
     /// Objects to tables. The node's own plan comes back, if it changed or this is the first complete state, and
@@ -122,6 +129,7 @@ impl Engine {
             changes.conditions = host_ports.conditions;
         }
         if changes.services.is_empty() && changes.node.is_none() && !first {
+            self.announced(&core, &touched, &changes);
             core.conditions = changes.conditions;
             self.taken(&mut core, &touched, true, false);
             return (None, false);
@@ -147,10 +155,20 @@ impl Engine {
             microseconds = core.last_sync.as_micros(),
             "tables changed"
         );
+        self.announced(&core, &touched, &changes);
         core.conditions = changes.conditions;
         self.taken(&mut core, &touched, written, first);
         let node = if first { Some(core.planner.node().clone()) } else { changes.node };
         (node, first)
+    }
+
+    /// After an update was taken in: what of it matters to announcements.
+    fn announced(&self, core: &Core, touched: &model::Touched, changes: &Changes) {
+        let changed = changes.services.iter().map(|(key, _)| key);
+        let model::Touched { nodes, pools, peers, advertisements, .. } = touched;
+        let others = [nodes, pools, peers, advertisements].iter().any(|names| !names.is_empty());
+        let announce = &self.shared.announce;
+        announce.note(&core.store, &core.applier, touched.services.iter().chain(changed), others);
     }
 
     /// When those slices began to change that change now. What is older than this agent was waiting for it, not for
@@ -270,10 +288,13 @@ impl Engine {
                 .map(|(key, plan)| (key.clone(), Some(Arc::clone(plan))))
                 .collect();
             if !services.is_empty() {
-                apply(&mut core, &Changes { services, ..Changes::default() });
+                let changes = Changes { services, ..Changes::default() };
+                apply(&mut core, &changes);
+                self.announced(&core, &model::Touched::default(), &changes);
             }
             settle(&mut core);
         });
+        self.publish();
     }
 
     /// Compares the kernel's tables, programs and pins with what they should be, and mends what differs.
@@ -340,6 +361,8 @@ impl Engine {
         let all: Vec<_> =
             core.planner.desired().map(|(key, plan)| (key.clone(), Some(Arc::clone(plan)))).collect();
         core.refused = core.applier.apply(&all)?.refused;
+        let changes = Changes { services: all, ..Changes::default() };
+        self.announced(core, &model::Touched::default(), &changes);
         Ok(core.applier.sweep()?)
     }
 

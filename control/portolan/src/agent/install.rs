@@ -11,7 +11,7 @@ use super::Options;
 use crate::cli::Global;
 
 /// Runtimes take the first file in order of names.
-pub(super) const CONFLIST: &str = "05-portolan.conflist";
+pub(crate) const CONFLIST: &str = "05-portolan.conflist";
 /// Name of the plugin's binary.
 pub(super) const PLUGIN: &str = "portolan-cni";
 

@@ -2,6 +2,7 @@
 //!
 //! What it makes outlives it. A restart takes over what is there and corrects it by replacement.
 
+mod announce;
 mod audit;
 mod engine;
 mod host_ports;
@@ -38,11 +39,14 @@ use crate::cli::Global;
 use crate::health::{self, Health};
 use crate::http;
 use crate::metrics::{self, Metrics};
+pub(crate) use announce::ANNOUNCED;
+use announce::{Announce, OnStop};
 use engine::Engine;
+pub(crate) use install::CONFLIST;
 use network::Network;
-pub(crate) use options::SERVICE_CIDRS;
 pub use options::{Departed, LogFormat, Options, Selection, SourceSpec};
 use options::{ExternalMode, RoutingMode};
+pub(crate) use options::{Overlay, SERVICE_CIDRS, ports};
 use programs::Programs;
 use state::Shared;
 pub use uninstall::{UninstallOptions, uninstall};
@@ -102,14 +106,16 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
         inside: options.inside(),
         reset_departed: options.departed_backends == Departed::Reset,
     };
+    let announce = Announce::new(&options.node_name, &options.announce);
     let planner = Planner::with_options(&options.node_name, rules);
-    let shared = Arc::new(Shared::new(&options.node_name, mode, planner, applier));
+    let shared = Arc::new(Shared::new(&options.node_name, mode, planner, applier, announce));
     let network =
         Arc::new(Network::new(links.clone(), Arc::clone(&programs), Arc::clone(&shared), &options)?);
     let metrics = Arc::new(Metrics::new());
     // From now on: a probe is to hear that the agent has nothing to serve yet, or waits for it.
     tokio::spawn(health::serve(probes, Arc::clone(&shared.health), Arc::clone(&metrics)));
     tokio::spawn(health::keep(Arc::clone(&shared.health)));
+    tokio::spawn(Arc::clone(&shared.announce).keep(Arc::clone(&shared.health)));
     let mtu = service_mtu(&options, &links).await?;
     let service = links.ensure_service_device(mtu).await?;
     let overlay = overlay(&options, &links, &programs, mtu).await?;
@@ -161,6 +167,10 @@ async fn serve(options: Options, global: Global) -> anyhow::Result<()> {
             install::install(&options, &global)?;
             tracing::info!(node = options.node_name, "ready");
         }
+    }
+    if options.announce.on_stop == OnStop::Withdraw {
+        tracing::info!("public addresses are being withdrawn");
+        shared.announce.withdraw().await;
     }
     // Programs, tables and links stay: the node goes on forwarding without us.
     tracing::info!("stopped; the data plane goes on");
@@ -244,7 +254,7 @@ fn probe(options: &Options, global: &Global) -> anyhow::Result<Features> {
 }
 
 /// `/sys/fs/bpf` for a directory of pins below it, else the directory itself.
-fn mount_above(pins: &std::path::Path) -> std::path::PathBuf {
+pub(crate) fn mount_above(pins: &std::path::Path) -> std::path::PathBuf {
     let usual = std::path::Path::new("/sys/fs/bpf");
     if pins.starts_with(usual) { usual.into() } else { pins.into() }
 }

@@ -13,6 +13,8 @@ use portolan_node::Sizes;
 use portolan_node::link::overhead;
 use portolan_plan::NodePortAddresses;
 
+use super::announce::AnnounceOptions;
+
 /// The ranges of cluster addresses, unless options say otherwise.
 pub(crate) const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/12", "fd00:10:96::/112"];
 
@@ -87,6 +89,8 @@ pub struct Options {
     /// still answer. What a slice still names has not left: a backend that is not ready, or terminates, keeps its connections
     #[arg(long, value_enum, default_value_t = Departed::Keep)]
     pub departed_backends: Departed,
+    #[command(flatten)]
+    pub(super) announce: AnnounceOptions,
     /// How often tables, pods' records, programs and flows are compared with what they should be, and mended
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub audit_interval: u64,
@@ -158,16 +162,16 @@ impl Options {
 
 /// How pods of other nodes are reached.
 #[derive(Args, Clone, Debug)]
-pub(super) struct Overlay {
+pub(crate) struct Overlay {
     /// How pods of other nodes are reached; the same on all nodes
     #[arg(long, value_enum, default_value_t = RoutingMode::Native)]
-    pub(super) routing_mode: RoutingMode,
+    pub(crate) routing_mode: RoutingMode,
     /// UDP port of the overlay; the same on all nodes
     #[arg(long, default_value_t = 8472, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(super) overlay_port: u16,
+    pub(crate) overlay_port: u16,
     /// Number of the overlay's network (VNI); the same on all nodes
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
-    pub(super) overlay_id: u32,
+    pub(crate) overlay_id: u32,
     /// Family of the nodes' addresses that packets of the overlay travel between
     #[arg(long, value_enum, default_value_t = OverlayFamily::Ipv4)]
     overlay_family: OverlayFamily,
@@ -183,7 +187,7 @@ impl Overlay {
     }
 
     /// [`family`](Self::family), if there is an overlay.
-    pub(super) fn planned(&self) -> Option<Family> {
+    pub(crate) fn planned(&self) -> Option<Family> {
         (self.routing_mode == RoutingMode::Vxlan).then(|| self.family())
     }
 
@@ -195,7 +199,7 @@ impl Overlay {
 
 /// How pods of other nodes are reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum RoutingMode {
+pub(crate) enum RoutingMode {
     /// By routes to their nodes, which share a network
     Native,
     /// By VXLAN, over any network between the nodes
@@ -300,7 +304,7 @@ impl FromStr for SourceSpec {
     }
 }
 
-fn ports(text: &str) -> Result<(u16, u16), String> {
+pub(crate) fn ports(text: &str) -> Result<(u16, u16), String> {
     let expected = || format!("expected FIRST-LAST with 1 <= FIRST <= LAST <= 65535, found {text:?}");
     let (first, last) = text.split_once('-').ok_or_else(expected)?;
     match (first.trim().parse::<u16>(), last.trim().parse::<u16>()) {

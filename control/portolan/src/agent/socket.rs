@@ -13,6 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::Options;
+use super::announce;
 use super::audit;
 use super::network::Network;
 use super::state::Shared;
@@ -117,6 +118,9 @@ async fn reply(line: &str, network: &Network, shared: &Shared) -> Reply {
         Query::Status => Reply::Status(Box::new(views::status(shared, network))),
         Query::Services => Reply::Services(views::services(shared)),
         Query::Pods => Reply::Pods(views::pods(network)),
+        Query::LoadBalancers => Reply::LoadBalancers(views::load_balancers(shared)),
+        Query::BgpPeers => Reply::BgpPeers(announce::peers(&shared.announce)),
+        Query::BgpRoutes => Reply::BgpRoutes(announce::routes(&shared.announce)),
         Query::Audit => match audit::inspect(shared, network).await {
             Ok(findings) => Reply::Audit(views::audit(&findings)),
             Err(err) => Reply::Error(format!("reading the tables and programs: {err:#}")),

@@ -12,6 +12,7 @@ use portolan_node::{MapError, Mode};
 use portolan_plan::{Condition, Planner};
 use portolan_source::Refusal;
 
+use super::announce::Announce;
 use crate::health::Health;
 
 /// From objects to tables. One lock: whoever holds it sees all three agree.
@@ -57,11 +58,18 @@ pub(super) struct Shared {
     pub(super) node: String,
     pub(super) mode: Mode,
     pub(super) health: Arc<Health>,
+    pub(super) announce: Arc<Announce>,
     core: Mutex<Core>,
 }
 
 impl Shared {
-    pub(super) fn new(node: &str, mode: Mode, planner: Planner, applier: Applier) -> Self {
+    pub(super) fn new(
+        node: &str,
+        mode: Mode,
+        planner: Planner,
+        applier: Applier,
+        announce: Announce,
+    ) -> Self {
         let core = Core {
             store: Store::default(),
             planner,
@@ -79,7 +87,14 @@ impl Shared {
             triggered: Vec::new(),
         };
         let health = Arc::new(Health::new(core.applier.usage().services.0 > 0));
-        Self { started: Instant::now(), node: node.to_owned(), mode, health, core: Mutex::new(core) }
+        Self {
+            started: Instant::now(),
+            node: node.to_owned(),
+            mode,
+            health,
+            announce: Arc::new(announce),
+            core: Mutex::new(core),
+        }
     }
 
     /// Never held across an await: changes are short, and views copy what they show.

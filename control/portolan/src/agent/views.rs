@@ -9,11 +9,13 @@ use portolan_model::ServiceKey;
 use portolan_node::Mode;
 use portolan_plan::{BackendAddr, ExternalMode, Scope, ServicePort};
 
+use super::announce;
 use super::audit::Findings;
 use super::network::{Network, mac_of, mac_text};
 use super::state::{Core, Shared};
 use crate::api::{
-    AuditView, BackendView, CidrView, FrontendView, LocalView, PodView, PortView, ServiceView, Status,
+    AuditView, BackendView, CidrView, FrontendView, LoadBalancerView, LocalView, PodView, PortView,
+    ServiceView, Status,
 };
 
 /// Reason of a service whose health check port nobody answers on.
@@ -56,7 +58,9 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
         let ports = core.planner.desired().flat_map(|(_, plan)| &plan.ports);
         ports.filter(|port| uses(port) && port.local.is_empty() && !port.cluster.is_empty()).count()
     };
-    Status {
+    let mut warnings: Vec<String> = core.warnings.values().cloned().collect();
+    warnings.extend(announce::warnings(&shared.announce));
+    let mut status = Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: shared.node.clone(),
         ready: not_ready.is_empty(),
@@ -83,10 +87,18 @@ pub(super) fn status(shared: &Shared, network: &Network) -> Status {
         tables: tables(&core),
         refused_documents: core.refusals.iter().map(ToString::to_string).collect(),
         conditions: conditions.chain(refused).chain(unchecked).collect(),
-        warnings: core.warnings.values().cloned().collect(),
+        warnings,
         last_sync_microseconds: u64::try_from(core.last_sync.as_micros()).unwrap_or(u64::MAX),
         syncs: core.syncs,
-    }
+        ..Status::default()
+    };
+    announce::numbers(&shared.announce, &mut status);
+    status
+}
+
+/// All services of type LoadBalancer, with how their addresses are announced.
+pub(super) fn load_balancers(shared: &Shared) -> Vec<LoadBalancerView> {
+    announce::lb(&shared.announce, &shared.core().store)
 }
 
 fn condition(condition: &portolan_plan::Condition) -> String {

@@ -5,7 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::api::{AuditView, PodView, Query, Reply, Request, ServiceView, Status};
+use crate::api::{
+    AuditView, BgpPeerView, BgpRouteView, LoadBalancerView, PodView, Query, Reply, Request, ServiceView,
+    Status,
+};
 
 /// Time for each read and write. The agent answers in milliseconds, also with ten thousands of services.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -98,6 +101,30 @@ pub(super) fn audit(socket: &Path) -> Result<Vec<AuditView>, AskError> {
     }
 }
 
+/// All services of type LoadBalancer.
+pub(super) fn load_balancers(socket: &Path) -> Result<Vec<LoadBalancerView>, AskError> {
+    match ask(socket, Query::LoadBalancers)? {
+        Reply::LoadBalancers(services) => Ok(services),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// All BGP peers of the node.
+pub(super) fn bgp_peers(socket: &Path) -> Result<Vec<BgpPeerView>, AskError> {
+    match ask(socket, Query::BgpPeers)? {
+        Reply::BgpPeers(peers) => Ok(peers),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// All prefixes that the node announces.
+pub(super) fn bgp_routes(socket: &Path) -> Result<Vec<BgpRouteView>, AskError> {
+    match ask(socket, Query::BgpRoutes)? {
+        Reply::BgpRoutes(routes) => Ok(routes),
+        other => Err(unexpected(&other)),
+    }
+}
+
 fn ask(socket: &Path, query: Query) -> Result<Reply, AskError> {
     let line = exchange(socket, &Request { query }).map_err(|error| explain(socket, error))?;
     match serde_json::from_str(&line) {
@@ -139,6 +166,9 @@ fn unexpected(reply: &Reply) -> AskError {
         Reply::Services(_) => "services",
         Reply::Pods(_) => "pods",
         Reply::Audit(_) => "an audit",
+        Reply::LoadBalancers(_) => "services of type LoadBalancer",
+        Reply::BgpPeers(_) => "BGP peers",
+        Reply::BgpRoutes(_) => "routes",
         Reply::Error(_) => "an error",
     };
     AskError::Unexpected { what: format!("it sent {what}, which nobody asked for") }

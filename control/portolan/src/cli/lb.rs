@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-use super::Output;
 use super::text::{BAD, Cell, Column, Table, WARN, join, or_dash};
-use crate::agent::SourceSpec;
+use super::{Global, Output, client};
+use crate::agent::{ANNOUNCED, SourceSpec};
 use crate::api::{ConditionView, LoadBalancerAddressView, LoadBalancerView};
 use crate::controller::{self, Status};
 
@@ -16,8 +16,9 @@ use crate::controller::{self, Status};
 pub enum Command {
     /// List services of type LoadBalancer: one row for each address
     #[command(
-        after_help = "Works without the agent and the controller: it reads what the controller wrote.\n\n\
-        Example:\n  portolan lb list --source dir:/etc/portolan/objects"
+        after_help = "Says what this node's agent knows, and by whom each address is announced. With --source or --state, what \
+        the controller wrote: then it works without the agent and the controller.\n\n\
+        Example:\n  portolan lb list"
     )]
     List(List),
 }
@@ -36,7 +37,7 @@ pub struct List {
 
 /// Where what was given is written.
 #[derive(Args, Clone, Debug)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct From {
     /// Source of the controller: dir:PATH
     #[arg(long, value_name = "SOURCE")]
@@ -46,9 +47,9 @@ struct From {
     state: Option<PathBuf>,
 }
 
-pub(super) fn run(command: Command) -> anyhow::Result<()> {
+pub(super) fn run(command: Command, global: &Global) -> anyhow::Result<()> {
     let Command::List(List { from, namespace, output }) = command;
-    let mut services = from.services()?;
+    let mut services = from.services(global)?;
     if let Some(namespace) = namespace {
         services.retain(|service| service.namespace == namespace);
     }
@@ -56,10 +57,11 @@ pub(super) fn run(command: Command) -> anyhow::Result<()> {
 }
 
 impl From {
-    fn services(&self) -> anyhow::Result<Vec<LoadBalancerView>> {
+    fn services(&self, global: &Global) -> anyhow::Result<Vec<LoadBalancerView>> {
         let path = match (&self.state, &self.source) {
             (Some(path), _) => path.clone(),
             (None, Some(SourceSpec::Dir(directory))) => controller::default_state(directory),
+            (None, None) => return Ok(client::load_balancers(&global.socket)?),
             (None, _) => bail!("--source kubernetes: name a directory (dir:PATH), or the file with --state"),
         };
         let status = controller::read(&path)?.with_context(|| {
@@ -145,7 +147,8 @@ fn how(address: &LoadBalancerAddressView) -> String {
 fn note(service: &LoadBalancerView) -> Cell {
     let given = |it: &ConditionView| it.kind == portolan_pool::condition::GIVEN;
     let is_fine = |it: &ConditionView| given(it) && it.status && it.reason == portolan_pool::reason::GIVEN;
-    let said = service.conditions.iter().filter(|it| !is_fine(it) && (given(it) || it.status));
+    let silent = |it: &ConditionView| it.kind == ANNOUNCED && !it.status;
+    let said = service.conditions.iter().filter(|it| !is_fine(it) && (given(it) || it.status || silent(it)));
     let text = said.map(|it| format!("{}: {}", it.reason, it.message)).collect::<Vec<_>>().join("; ");
     let is_bad = service.conditions.iter().any(|it| given(it) && !it.status);
     Cell::styled(text, if is_bad { BAD } else { WARN })

@@ -4,9 +4,13 @@
 //! that value to text.
 
 mod audit;
+mod bgp;
 mod client;
 mod completion;
 mod crds;
+mod doctor;
+#[cfg(test)]
+mod documents;
 mod drops;
 mod explain;
 mod flow;
@@ -69,15 +73,24 @@ pub enum Command {
     /// Look at what became of packets, and why some were dropped; works while no agent runs
     #[command(subcommand)]
     Drop(drops::Command),
-    /// Look at the public addresses of services; works while neither agent nor controller runs
+    /// Look at the public addresses of services, and who announces them
     #[command(subcommand)]
     Lb(lb::Command),
+    /// Look at what routers are told, and at the sessions with them
+    #[command(subcommand)]
+    Bgp(bgp::Command),
     /// Compare the kernel's tables, programs and pins with what the objects want; exits with 1 if they differ
     #[command(
         after_help = "The agent does the same every minute (--audit-interval) and mends what differs.\n\n\
         Example:\n  portolan audit -o json"
     )]
     Audit(Output),
+    /// Look for what of this node is in the way: rules, sysctls, programs, ports; works while no agent runs
+    #[command(
+        after_help = "Changes nothing. Give the options that the agent is started with. Exits with 1 if there is an error.\n\n\
+        Example:\n  portolan doctor --routing-mode vxlan"
+    )]
+    Doctor(Box<doctor::Doctor>),
     /// Tell what would become of a packet, and why; works while no agent runs
     #[command(
         after_help = "Nothing is sent: the packet path's own decision is asked with the live tables.\n\n\
@@ -112,8 +125,10 @@ pub fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Pod(command) => pod::run(command, global)?,
         Command::Flow(command) => flow::run(command, global)?,
         Command::Drop(command) => drops::run(command, global)?,
-        Command::Lb(command) => lb::run(command)?,
+        Command::Lb(command) => lb::run(command, global)?,
+        Command::Bgp(command) => bgp::run(command, global)?,
         Command::Audit(output) => return audit::run(output, global),
+        Command::Doctor(doctor) => return doctor::run(&doctor, global),
         Command::Explain(explain) => explain::run(&explain, global)?,
         Command::Trace(trace) => trace::run(&trace, global)?,
         Command::Crds => output::print(&crds::yaml()?)?,

@@ -27,6 +27,9 @@ fn status() -> Status {
         syncs: 17,
         internal_without_local: 2,
         external_without_local: 5,
+        bgp_sessions: [("tor1".into(), true), ("tor2".into(), false)].into(),
+        bgp_routes: 4,
+        l2_owned: 6,
         ..Status::default()
     }
 }
@@ -94,6 +97,10 @@ fn every_number_of_the_agent_has_its_series() {
         ("portolan_pods", 3.0),
         ("portolan_syncs_total", 17.0),
         ("portolan_last_sync_seconds", 0.0015),
+        ("portolan_bgp_session_up{peer=\"tor1\"}", 1.0),
+        ("portolan_bgp_session_up{peer=\"tor2\"}", 0.0),
+        ("portolan_bgp_routes", 4.0),
+        ("portolan_l2_owned", 6.0),
         ("portolan_refused_documents", 2.0),
         ("kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"internal\"}", 2.0),
         ("kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\"}", 5.0),
@@ -225,4 +232,18 @@ async fn who_sends_half_a_request_keeps_nobody_waiting_forever() {
         tokio::time::timeout(Duration::from_secs(30), scrape).await.expect("an answer in time").unwrap();
     assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
     drop(stalled);
+}
+
+#[test]
+fn every_metric_is_explained_to_operators() {
+    let operations = include_str!("../../../../docs/operations.md");
+    let metrics = Metrics::new();
+    metrics.count_healthz(200);
+    metrics.count_livez(200);
+    let text = metrics.render(&status(), &services(), &outcomes());
+    let names: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(names.len() > 20, "{names:?}");
+    let silent: Vec<_> = names.iter().filter(|name| !operations.contains(&format!("`{name}`"))).collect();
+    assert!(silent.is_empty(), "docs/operations.md says nothing of {silent:?}");
 }

@@ -9,6 +9,7 @@ pub(crate) mod clsact;
 mod tcx;
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 pub use cgroup::Sockets;
@@ -100,6 +101,24 @@ pub enum AttachError {
     },
 }
 
+/// A program at a tcx hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The kernel's number for it.
+    pub id: u32,
+    /// Its name, as far as the kernel keeps it (15 characters).
+    pub name: String,
+}
+
+/// All programs at a tcx hook of an interface of the calling thread's network namespace, whosever they are, in the order
+/// that they run in.
+///
+/// # Errors
+/// The kernel has no tcx ([`features::tcx`](crate::features::tcx)), or there is no such interface.
+pub fn tcx_programs(interface: &str, direction: Direction) -> io::Result<Vec<Attached>> {
+    tcx::programs(interface, direction)
+}
+
 /// An interface, by both of its names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
@@ -171,6 +190,18 @@ impl Attacher {
             let interface = interface.name.clone();
             AttachError::Kernel { doing: "reading the link of", program, interface, direction, source }
         })
+    }
+
+    /// The kernel's number of the program at a hook that is ours by the link pinned for it; nothing if there is no such link, and
+    /// for attachments by clsact.
+    ///
+    /// # Errors
+    /// A pin cannot be read.
+    pub fn program(&self, interface: &str, direction: Direction) -> io::Result<Option<u32>> {
+        match (self.mode, crate::sys::open_pin(&self.links.join(pin_name(interface, direction)))) {
+            (Mode::Clsact, _) => Ok(None),
+            (Mode::Tcx, link) => link?.map(|link| crate::sys::link_program(link.as_fd())).transpose(),
+        }
     }
 
     /// Removes the links of an interface that is gone. On clsact nothing is left of one.

@@ -4,9 +4,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use aya::programs::SchedClassifier;
+use aya::programs::{SchedClassifier, TcAttachType};
 
-use super::{AttachError, Direction, Interface};
+use super::{AttachError, Attached, Direction, Interface};
 use crate::sys;
 
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
@@ -27,6 +27,16 @@ pub(super) fn fault(
     }
     let own = classifier.info().map_err(io::Error::other)?.id();
     Ok((sys::link_program(link.as_fd())? != own).then_some("a link of another program"))
+}
+
+pub(super) fn programs(interface: &str, direction: Direction) -> io::Result<Vec<Attached>> {
+    let hook = match direction {
+        Direction::Ingress => TcAttachType::Ingress,
+        Direction::Egress => TcAttachType::Egress,
+    };
+    let (_, programs) = SchedClassifier::query_tcx(interface, hook).map_err(io::Error::other)?;
+    let name = |name: Option<&str>| name.unwrap_or_default().to_owned();
+    Ok(programs.iter().map(|it| Attached { id: it.id(), name: name(it.name_as_str()) }).collect())
 }
 
 pub(super) fn attach(

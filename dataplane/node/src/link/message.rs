@@ -12,7 +12,7 @@ use netlink_packet_route::{
     link::{InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
-    tc::{TcHandle, TcMessage},
+    tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 
 use crate::attach::clsact;
@@ -152,6 +152,39 @@ pub(super) fn get_filters(ifindex: u32, side: u16) -> Message {
     message.header.index = ifindex.cast_signed();
     message.header.parent = TcHandle { major: TcHandle::CLSACT.major, minor: side };
     Message::GetTrafficFilter(message)
+}
+
+/// A filter of a clsact qdisc, whosever it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// Lower ones see packets first.
+    pub priority: u16,
+    /// The kernel's name for its kind (`bpf`, `flower`, …).
+    pub kind: String,
+    /// Name of its program, if it is a `bpf` filter that says so.
+    pub program: Option<String>,
+    /// It is the one that the agent attaches.
+    pub own: bool,
+}
+
+/// From a message; `None` for one that tells of a priority and no filter yet.
+pub(super) fn filter(message: &Message) -> Option<Filter> {
+    let Message::NewTrafficFilter(filter) = message else { return None };
+    let TcHandle { major, minor } = filter.header.handle;
+    let priority = (filter.header.info >> 16) as u16;
+    let kind = filter.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.clone()),
+        _ => None,
+    })?;
+    let options = filter.attributes.iter().filter_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    let program = options.flatten().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name.clone()),
+        _ => None,
+    });
+    ((major, minor) != (0, 0)).then(|| Filter { priority, kind, program, own: is_own_filter(message) })
 }
 
 /// Whether a message tells of the classifier that [`clsact`] attaches.

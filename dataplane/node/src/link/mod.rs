@@ -35,11 +35,12 @@ use tokio::sync::oneshot;
 
 pub use check::{Difference, Side};
 pub use error::{CreateError, Error};
+pub use message::Filter;
 pub use netns::Netns;
 pub use overlay::overhead;
 pub use pod::{PodLink, PodLinkSpec};
 pub use portolan_abi::GATEWAY_MAC;
-pub use read::Interface;
+pub use read::{DefaultRoute, Details, Interface};
 pub use route::{Route, RouteReport, Step, Target, steps};
 pub use service::{ServiceDevice, ServiceSources};
 pub use shape::Rate;
@@ -150,6 +151,45 @@ impl Links {
             Ok(found)
         })
         .await
+    }
+
+    /// All filters on the clsact qdisc of an interface, in the order that they see packets: at its ingress, at its egress.
+    ///
+    /// # Errors
+    /// The kernel's lists cannot be read.
+    pub async fn filters(&self, ifindex: u32) -> Result<[Vec<Filter>; 2], Error> {
+        self.call(move |socket| {
+            let mut read = |side| match socket.dump(&message::get_filters(ifindex, side), "listing filters") {
+                Ok(filters) => Ok(filters.iter().filter_map(message::filter).collect()),
+                // There is no such qdisc.
+                Err(error) if read::is_missing(&error) => Ok(Vec::new()),
+                Err(error) => Err(error),
+            };
+            let mut found: [Vec<Filter>; 2] = [read(TcHandle::MIN_INGRESS)?, read(TcHandle::MIN_EGRESS)?];
+            for filters in &mut found {
+                filters.sort_by_key(|filter| filter.priority);
+                // A `u32` filter lists its hash tables as well.
+                filters.dedup();
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// What else all interfaces have or are.
+    ///
+    /// # Errors
+    /// The kernel's lists cannot be read.
+    pub async fn details(&self) -> Result<Vec<Details>, Error> {
+        self.call(read::details).await
+    }
+
+    /// The default routes of the main table.
+    ///
+    /// # Errors
+    /// The kernel's lists cannot be read.
+    pub async fn default_routes(&self) -> Result<Vec<DefaultRoute>, Error> {
+        self.call(read::default_routes).await
     }
 
     /// Runs `work` on the thread in the node's namespace.

@@ -6,7 +6,9 @@ use ipnetwork::IpNetwork;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State},
+    link::{
+        InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, State, XdpAttached,
+    },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType},
 };
@@ -73,18 +75,7 @@ pub(super) fn interface_by_name(socket: &mut Socket, name: &str) -> Result<Optio
 /// The UDP port of a VXLAN device.
 pub(super) fn vxlan_port(socket: &mut Socket, name: &str) -> Result<Option<u16>, Error> {
     let Some(Message::NewLink(link)) = socket.run_one(get_link(name))? else { return Ok(None) };
-    let infos = link.attributes.iter().filter_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => Some(infos),
-        _ => None,
-    });
-    let vxlan = infos.flatten().filter_map(|info| match info {
-        LinkInfo::Data(InfoData::Vxlan(vxlan)) => Some(vxlan),
-        _ => None,
-    });
-    Ok(vxlan.flatten().find_map(|attribute| match attribute {
-        InfoVxlan::Port(port) => Some(*port),
-        _ => None,
-    }))
+    Ok(details_of(&link).vxlan_port)
 }
 
 /// All addresses with the index of their interface.
@@ -141,6 +132,99 @@ pub(super) fn default_route_interfaces(socket: &mut Socket) -> Result<Vec<u32>, 
         message.header.destination_prefix_length == 0 && message.header.kind == RouteType::Unicast
     });
     Ok(defaults.flat_map(|message| nexthops(message).map(|hop| hop.1)).flatten().collect())
+}
+
+/// What else an interface has or is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Details {
+    /// Its index in its namespace.
+    pub ifindex: u32,
+    /// The kernel's number of the XDP program on it; 0 if there are several.
+    pub xdp: Option<u32>,
+    /// UDP port, if it is a VXLAN device.
+    pub vxlan_port: Option<u16>,
+    /// Index of the bridge or bond that it is a port of.
+    pub controller: Option<u32>,
+}
+
+/// A default route of the main table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// Of IPv4.
+    pub v4: bool,
+    /// Where to.
+    pub gateway: Option<IpAddr>,
+    /// The interface it leaves by.
+    pub ifindex: u32,
+    /// Lower ones are preferred.
+    pub metric: u32,
+}
+
+/// Details of all interfaces.
+pub(super) fn details(socket: &mut Socket) -> Result<Vec<Details>, Error> {
+    let objects = socket.dump(&Message::GetLink(LinkMessage::default()), "listing interfaces")?;
+    Ok(objects
+        .iter()
+        .filter_map(|object| match object {
+            Message::NewLink(link) => Some(details_of(link)),
+            _ => None,
+        })
+        .collect())
+}
+
+fn details_of(message: &LinkMessage) -> Details {
+    let mut details =
+        Details { ifindex: message.header.index, xdp: None, vxlan_port: None, controller: None };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Controller(index) => details.controller = (*index != 0).then_some(*index),
+            LinkAttribute::Xdp(xdp) => details.xdp = xdp_program(xdp),
+            LinkAttribute::LinkInfo(infos) => details.vxlan_port = vxlan_port_of(infos),
+            _ => {}
+        }
+    }
+    details
+}
+
+/// `IFLA_XDP_PROG_ID` is there if there is one program, `IFLA_XDP_ATTACHED` in any case.
+fn xdp_program(xdp: &[LinkXdp]) -> Option<u32> {
+    let attached = xdp.iter().any(|it| matches!(it, LinkXdp::Attached(how) if *how != XdpAttached::None));
+    let program = xdp.iter().find_map(|it| match it {
+        LinkXdp::ProgId(id) => Some(*id),
+        _ => None,
+    });
+    attached.then(|| program.unwrap_or(0))
+}
+
+fn vxlan_port_of(infos: &[LinkInfo]) -> Option<u16> {
+    let vxlan = infos.iter().filter_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(vxlan)) => Some(vxlan),
+        _ => None,
+    });
+    vxlan.flatten().find_map(|attribute| match attribute {
+        InfoVxlan::Port(port) => Some(*port),
+        _ => None,
+    })
+}
+
+/// The main table's default routes, one for each next hop.
+pub(super) fn default_routes(socket: &mut Socket) -> Result<Vec<DefaultRoute>, Error> {
+    let messages = route_messages(socket, RouteProtocol::Unspec)?;
+    let defaults = messages.iter().filter(|message| {
+        message.header.destination_prefix_length == 0 && message.header.kind == RouteType::Unicast
+    });
+    let of = |message: &RouteMessage| {
+        let v4 = message.header.address_family == AddressFamily::Inet;
+        let metric = message.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Priority(metric) => Some(*metric),
+            _ => None,
+        });
+        let route = move |(gateway, ifindex): (Option<IpAddr>, Option<u32>)| {
+            Some(DefaultRoute { v4, gateway, ifindex: ifindex?, metric: metric.unwrap_or(0) })
+        };
+        nexthops(message).filter_map(route).collect::<Vec<_>>()
+    };
+    Ok(defaults.flat_map(of).collect())
 }
 
 /// What a link message says, without addresses.

@@ -3,6 +3,7 @@
 mod cluster;
 mod flows;
 mod large;
+mod nodes;
 
 use std::net::Ipv4Addr;
 use std::process::Command;
@@ -25,7 +26,9 @@ default size, three endpoints for each service on 100 nodes. Each cold start is 
 or table is warm. *Cold start*: from parsed objects in memory to frontends, services, rings and backends in the \
 kernel; making the tables and loading the programs is separate. *Endpoint change* and *new service*: from the event \
 to the store of the ring's word, after which packets see it; of services all over the range; each change is looked \
-up in the kernel afterwards. *nft*: the time of `nft -f` with rules of kube-proxy's shape, in a namespace of its own.";
+up in the kernel afterwards. *Other nodes*: `Store` → `Planner` → `Applier` and `Links`, in a namespace of its own; each \
+node has an address and a podCIDR of both families, so there are two routes for each, and four prefixes in the tables of what \
+is inside and by the overlay where; a change gives one node other podCIDRs. *nft*: the time of `nft -f` with rules of kube-proxy's shape, in a namespace of its own.";
 
 /// Numbers of services.
 const SIZES: [u32; 3] = [10, 10_000, 100_000];
@@ -39,6 +42,7 @@ pub(crate) fn measure(quick: bool) -> Result<Section> {
     }
     rows.extend(large::changes(if quick { 3 } else { 7 })?);
     rows.extend(flows::reconcile(if quick { 3 } else { 7 })?);
+    rows.extend(nodes::ways(if quick { 2 } else { 5 })?);
     rows.extend(nftables(if quick { 3 } else { 7 })?);
     Ok(Section { name: "scale", title: "Scale: services into the kernel", how: HOW, rows })
 }

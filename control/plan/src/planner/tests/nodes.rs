@@ -60,3 +60,47 @@ fn every_other_nodes_pods_are_reached_through_its_address_of_that_family() {
     assert_eq!(skipped, ["f", "d", "e", "c"], "{:?}", plan.skipped);
     assert_eq!(world.apply([node("a", &["192.168.1.11"], &["10.244.1.0/24"])]).node, None);
 }
+
+#[test]
+fn what_the_operator_says_is_inside_takes_no_pods_from_their_node() {
+    let mut world = World::new();
+    let inside = ["10.244.2.0/24", "10.244.3.128/25", "10.244.0.0/16", "10.244.4.7/24", "203.0.113.9/24"];
+    let options = Options {
+        overlay: Some(Family::V4),
+        inside: inside.iter().map(|prefix| prefix.parse().unwrap()).collect(),
+        ..Options::default()
+    };
+    world.planner = Planner::with_options("a", options);
+    world.apply([
+        node("a", &["192.0.2.1"], &["10.244.1.0/24"]),
+        node("b", &["192.0.2.2"], &["10.244.2.0/24"]),
+        node("c", &["192.0.2.3"], &["10.244.3.0/24"]),
+        node("d", &["192.0.2.4"], &["10.244.4.0/24"]),
+    ]);
+    let at = |prefix: &str| {
+        let prefix: ipnetwork::IpNetwork = prefix.parse().unwrap();
+        let found = world.planner.node().realms.iter().filter(|realm| realm.prefix == prefix);
+        found.map(|realm| realm.node.map_or("inside".to_owned(), |node| node.to_string())).collect::<Vec<_>>()
+    };
+    assert_eq!(at("10.244.2.0/24"), ["192.0.2.2"]);
+    assert_eq!(at("10.244.3.0/24"), ["192.0.2.3"]);
+    assert_eq!(at("10.244.3.128/25"), ["192.0.2.3"]);
+    assert_eq!(at("10.244.4.0/24"), ["192.0.2.4"]);
+    for prefix in ["10.244.0.0/16", "10.244.1.0/24", "203.0.113.0/24", "192.0.2.1/32"] {
+        assert_eq!(at(prefix), ["inside"], "{prefix}");
+    }
+}
+
+#[test]
+fn pods_of_a_node_that_has_no_address_are_inside_all_the_same() {
+    let mut world = World::new();
+    world.apply([
+        node("a", &["192.0.2.1"], &["10.244.1.0/24"]),
+        node("b", &["2001:db8::2"], &["10.244.2.0/24"]),
+        // Nonsense is not taken for the cluster.
+        node("c", &["192.0.2.3"], &["192.0.0.0/8"]),
+    ]);
+    let realms: Vec<_> = world.planner.node().realms.iter().map(|realm| realm.prefix.to_string()).collect();
+    assert!(realms.iter().any(|prefix| prefix == "10.244.2.0/24"), "{realms:?}");
+    assert!(!realms.iter().any(|prefix| prefix == "192.0.0.0/8"), "{realms:?}");
+}

@@ -12,6 +12,7 @@ use portolan_node::maps::NodeFamily;
 use portolan_plan::NodePlan;
 
 use super::Engine;
+use crate::agent::announce::ALL_UPLINKS;
 use crate::agent::options::RoutingMode;
 use crate::agent::programs::Role;
 
@@ -110,6 +111,7 @@ impl Engine {
 
     /// Attaches to uplinks that are new, and takes their MTU for pods.
     async fn find_uplinks(&mut self, addresses: &[IpAddr]) {
+        self.find_neighbours(addresses).await;
         let found = match self.links.uplinks(addresses).await {
             Ok(found) => found,
             Err(err) => return self.warn("uplinks", Some(format!("finding uplinks: {err}"))),
@@ -145,6 +147,47 @@ impl Engine {
         self.uplinks = if failed.is_none() { uplinks } else { Vec::new() };
         self.warn("uplinks", failed);
         self.refresh_config();
+    }
+
+    /// Interfaces on which public addresses are announced by ARP and NDP.
+    async fn find_neighbours(&self, addresses: &[IpAddr]) {
+        if !self.shared.announce.uses_l2() {
+            return;
+        }
+        let wanted = &self.options.announce.l2_interfaces;
+        let mut found = Vec::new();
+        if wanted.iter().any(|name| name == ALL_UPLINKS) {
+            found.push(self.links.uplinks(addresses).await);
+        }
+        found.push(
+            self.links
+                .interfaces()
+                .await
+                .map(|all| all.into_iter().filter(|link| wanted.contains(&link.name)).collect()),
+        );
+        let found: Vec<_> = match found.into_iter().collect::<Result<Vec<_>, _>>() {
+            Ok(found) => found.concat(),
+            Err(err) => return self.warn("layer 2", Some(format!("layer 2: finding interfaces: {err}"))),
+        };
+        let mut chosen: Vec<portolan_l2::Interface> = Vec::new();
+        for link in found {
+            let Some(mac) = link.mac.filter(|_| chosen.iter().all(|it| it.ifindex != link.ifindex)) else {
+                continue;
+            };
+            let portolan_node::link::Interface { name, ifindex, operational, .. } = link;
+            chosen.push(portolan_l2::Interface { name, ifindex, mac, operational });
+        }
+        let absent =
+            wanted.iter().filter(|name| *name != ALL_UPLINKS && chosen.iter().all(|it| it.name != **name));
+        let absent: Vec<&str> = absent.map(String::as_str).collect();
+        let warning = (!absent.is_empty()).then(|| {
+            format!(
+                "layer 2: --l2-interfaces names {}: no such Ethernet interface is there",
+                absent.join(", ")
+            )
+        });
+        self.warn("layer 2", warning);
+        self.shared.announce.set_interfaces(chosen);
     }
 
     /// Tells the packet path which uplinks there are now.

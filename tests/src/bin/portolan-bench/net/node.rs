@@ -1,6 +1,5 @@
 //! A node with a running agent, two pods, and services in front of one of them.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,9 @@ use crate::nft::service;
 
 /// Port of the server, and of the services.
 const PORT: u16 = 8080;
-/// Reading ten thousand documents takes a while.
+/// Services in one file: a file may have 16 MiB.
+const EACH: usize = 10_000;
+/// Reading a hundred thousand documents takes a while.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The node. Fields in the order in which they have to end.
@@ -53,58 +54,48 @@ impl Node {
         (self.backend.address(false), PORT).into()
     }
 
-    /// Has that many services; how long it took until the last of them answered.
+    /// Has that many services, of which the last one answers over UDP as well; how long it took until that one answered.
     pub(crate) fn load_services(&self, count: u32) -> Result<Duration> {
-        let objects = self.objects(count);
+        let files: Vec<String> = (0..count)
+            .step_by(EACH)
+            .map(|from| {
+                (from..count).take(EACH).map(|number| self.objects(number, number + 1 == count)).collect()
+            })
+            .collect();
         let begun = Instant::now();
-        self.cluster.write("services.yaml", &objects)?;
+        for (number, text) in files.iter().enumerate() {
+            self.cluster.write(&format!("services-{number}.yaml"), text)?;
+        }
         traffic::wait(&self.client.netns, (service(count - 1), PORT).into(), DEADLINE)?;
         Ok(begun.elapsed())
     }
 
-    /// Has one service, over TCP and UDP; its address.
-    pub(crate) fn load_pair(&self) -> Result<SocketAddr> {
-        let (address, backend) = (service(0), self.backend.address(false));
-        let ports = format!("[{{name: t, port: {PORT}}}, {{name: u, port: {PORT}, protocol: UDP}}]");
-        let objects = format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: pair}}\nspec: {{clusterIP: {address}, ports: {ports}}}\n\
+    /// A service in front of the server, over TCP and perhaps UDP.
+    fn objects(&self, number: u32, both: bool) -> String {
+        let (address, backend) = (service(number), self.backend.address(false));
+        let udp = if both { format!(", {{name: u, port: {PORT}, protocol: UDP}}") } else { String::new() };
+        let ports = format!("[{{name: t, port: {PORT}}}{udp}]");
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: s{number}}}\n\
+             spec: {{clusterIP: {address}, ports: {ports}}}\n\
              ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
-             metadata: {{name: pair-1, labels: {{kubernetes.io/service-name: pair}}}}\n\
+             metadata: {{name: s{number}-1, labels: {{kubernetes.io/service-name: s{number}}}}}\n\
              ports: {ports}\nendpoints: [{{addresses: [{backend}], nodeName: node1}}]\n"
-        );
-        self.cluster.write("services.yaml", &objects)?;
-        let to = (address, PORT).into();
-        traffic::wait(&self.client.netns, to, DEADLINE)?;
-        Ok(to)
-    }
-
-    fn objects(&self, count: u32) -> String {
-        let mut text = String::new();
-        for number in 0..count {
-            let (address, backend) = (service(number), self.backend.address(false));
-            let _ = write!(
-                text,
-                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: s{number}}}\n\
-                 spec: {{clusterIP: {address}, ports: [{{port: {PORT}}}]}}\n\
-                 ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
-                 metadata: {{name: s{number}-1, labels: {{kubernetes.io/service-name: s{number}}}}}\n\
-                 ports: [{{port: {PORT}}}]\nendpoints: [{{addresses: [{backend}], nodeName: node1}}]\n"
-            );
-        }
-        text
+        )
     }
 }
 
 /// A cluster whose first node has an agent with tables of the default size.
-pub(crate) fn start() -> Result<(Cluster, Agent)> {
-    start_with(&AgentOptions::default())
-}
-
 fn start_with(options: &AgentOptions) -> Result<(Cluster, Agent)> {
     let cluster = Cluster::new()?;
     cluster.write_example("nodes.yaml")?;
+    let agent = cluster.start_agent(&cluster.nodes[0], &sized(options.clone()))?;
+    Ok((cluster, agent))
+}
+
+/// The same options with tables of the default size.
+pub(crate) fn sized(mut options: AgentOptions) -> AgentOptions {
     let sizes = portolan_node::Sizes::default();
-    let mut arguments = Vec::new();
     for (name, value) in [
         ("services", sizes.services),
         ("slots", sizes.slots),
@@ -112,8 +103,7 @@ fn start_with(options: &AgentOptions) -> Result<(Cluster, Agent)> {
         ("frontends", sizes.frontends),
         ("flows", sizes.flows),
     ] {
-        arguments.extend([format!("--{name}"), value.to_string()]);
+        options.arguments.extend([format!("--{name}"), value.to_string()]);
     }
-    let agent = cluster.start_agent(&cluster.nodes[0], &AgentOptions { arguments, ..options.clone() })?;
-    Ok((cluster, agent))
+    options
 }

@@ -2,10 +2,11 @@
 
 #[path = "../../../../../ebpf/src/bin/bench/control.rs"]
 mod control;
+mod leaving;
 mod replay;
 
 use anyhow::{Result, ensure};
-use portolan_abi::{Flow, FlowKey};
+use portolan_abi::{Flow, FlowKey, counter};
 use portolan_core::{V4, V6};
 use portolan_tests::packet::build::{Packet, flag, proto};
 use portolan_tests::packet::family::Tested;
@@ -26,7 +27,9 @@ are that many times what the bare one takes. Every run checks that each packet w
 Random: 32,768 established flows in random order. A flow's first packet in each second takes the longer way that \
 notes the time, so a random run over the turn of a second shows it. First packet: one service port of 8,192 after \
 the other, so that frontend, service, ring and backend are cold; with eviction: the flow table (262,144 entries) is \
-full.";
+full. *Leaves the cluster*: masqueraded, to an outside host; first packets to 128 hosts, with 19,760 ports. *By the overlay*: \
+directly to a pod of another node, and first packets to services whose backends are there; at the device: what tells the \
+overlay device where each of these packets goes.";
 
 /// Services, one after the other in the address range, as a power of two.
 const SERVICE_BITS: u32 = 13;
@@ -67,6 +70,8 @@ pub(crate) fn measure(quick: bool) -> Result<Section> {
             rows.extend(Case::new(Site::v4(), proto).measure::<V4>(&effort)?);
             rows.extend(Case::new(Site::v6(), proto).measure::<V6>(&effort)?);
         }
+        rows.extend(leaving::measure::<V4>(&Site::v4(), &effort)?);
+        rows.extend(leaving::measure::<V6>(&Site::v6(), &effort)?);
         Ok(rows)
     })?;
     Ok(Section { name: "packet", title: "Packets: pod to ClusterIP on the tcx path", how: HOW, rows })
@@ -124,6 +129,7 @@ impl Case {
             varies: Varies::Source,
             first_port: ESTABLISHED_PORT,
             service_bits: 0,
+            outcome: counter::TO_POD,
         }
     }
 

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, HashMap, MapData, ProgramArray};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use portolan_abi::{Flow, FlowKey, counter};
+use portolan_abi::{Flow, FlowKey};
 use portolan_node::{Object, Sizes, Tables};
 use portolan_tests::packet::family::Tested;
 use portolan_tests::packet::script::Place;
@@ -59,6 +59,8 @@ pub(crate) struct Stream {
     pub(crate) first_port: u16,
     /// Flows go to that many service addresses in turn, as a power of two.
     pub(crate) service_bits: u32,
+    /// What each packet is counted as (see [`portolan_abi::counter`]).
+    pub(crate) outcome: u32,
 }
 
 impl Stream {
@@ -136,6 +138,17 @@ pub(crate) enum Target {
     Bare,
 }
 
+impl Target {
+    /// What it returns for a packet that it does not drop.
+    fn returns(self) -> u32 {
+        match self {
+            // The packet is at its device already.
+            Self::Empty | Self::Node("to_overlay") => u32::MAX,
+            Self::Node(_) | Self::Bare => REDIRECT,
+        }
+    }
+}
+
 /// Nanoseconds of what every program is made of.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Machine {
@@ -159,7 +172,8 @@ pub(crate) struct Replay {
 impl Replay {
     /// Loads everything, with tables of the default size.
     pub(crate) fn load() -> Result<Self> {
-        let node = Object::load(None, Sizes::default())?;
+        let mut node = Object::load(None, Sizes::default())?;
+        node.load_overlay()?;
         let tables = node.tables()?;
         let mut bench = EbpfLoader::new().load(OBJECT).context("loading the bench's programs")?;
         for name in ["replay_v4", "replay_v6", "empty", "bare_v4", "bare_v6", "calls", "lookups"] {
@@ -189,12 +203,15 @@ impl Replay {
         for (address, endpoint) in &records.endpoints {
             tables.endpoints.insert(address, endpoint)?;
         }
+        for (prefix, realm) in &records.realms {
+            tables.realms.insert(prefix, realm)?;
+        }
         Ok(())
     }
 
     /// Sends `count` packets of a stream to a target; nanoseconds for each, the replaying included.
     pub(crate) fn run(&mut self, target: Target, stream: &Stream, order: Order, count: u32) -> Result<f64> {
-        let before = self.delivered()?;
+        let before = self.counted(stream.outcome)?;
         match target {
             Target::Node(name) => self.target.set(0, self.node.classifier(name)?.fd()?, 0)?,
             Target::Empty => self.aim("empty")?,
@@ -209,11 +226,13 @@ impl Replay {
         options.repeat = count;
         let replay = if stream.is_v4() { "replay_v4" } else { "replay_v6" };
         let result = classifier(&mut self.bench, replay)?.test_run(options)?;
-        let delivered = self.delivered()? - before;
+        let counted = self.counted(stream.outcome)? - before;
         let expected = if let Target::Node(_) = target { u64::from(count) } else { 0 };
-        let returned = if target == Target::Empty { u32::MAX } else { REDIRECT };
-        ensure!(result.return_value == returned, "the last packet through {target:?}: {result:?}");
-        ensure!(delivered == expected, "{delivered} of {count} packets delivered by {target:?}: {result:?}");
+        ensure!(result.return_value == target.returns(), "the last packet through {target:?}: {result:?}");
+        ensure!(
+            counted == expected,
+            "{counted} of {count} packets are as they shall by {target:?}: {result:?}"
+        );
         Ok(result.duration.as_nanos() as f64)
     }
 
@@ -255,9 +274,9 @@ impl Replay {
         Ok(result.duration.as_nanos() as f64)
     }
 
-    /// Packets that were delivered to pods since the programs were loaded.
-    fn delivered(&self) -> Result<u64> {
-        Ok(self.tables.counters()?.get(counter::TO_POD as usize).copied().unwrap_or(0))
+    /// Packets with an outcome since the programs were loaded.
+    fn counted(&self, outcome: u32) -> Result<u64> {
+        Ok(self.tables.counters()?.get(outcome as usize).copied().unwrap_or(0))
     }
 
     /// Flows that were opened.
