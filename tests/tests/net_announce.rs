@@ -22,12 +22,12 @@ const OBJECTS: &str = "\
 apiVersion: portolan.dev/v1alpha1
 kind: LoadBalancerPool
 metadata: {name: public}
-spec: {cidrs: [198.51.100.8/29], ranges: [{first: \"2001:db8:f::8\", last: \"2001:db8:f::1f\"}]}
+spec: {addresses: [198.51.100.8/29, \"2001:db8:f::8-2001:db8:f::1f\"]}
 ---
 apiVersion: portolan.dev/v1alpha1
 kind: BGPPeer
 metadata: {name: tor}
-spec: {peerASN: 64513, peerAddress: 192.0.2.1, holdTimeSeconds: 9}
+spec: {peerASN: 64513, peerAddress: 192.0.2.1, holdTime: 9}
 ---
 apiVersion: portolan.dev/v1alpha1
 kind: BGPAdvertisement
@@ -331,11 +331,11 @@ fn a_peer_waits_for_its_password_file() -> Result<()> {
     };
     let directory = cluster.directory().join("router");
     let router = Router::start(Brand::Bird, &cluster.router, &directory, 64_513, &[neighbor])?;
-    let guarded = format!("holdTimeSeconds: 9, passwordFile: {}", file.display());
+    let guarded = format!("holdTime: 9, password: {{file: {}}}", file.display());
     cluster.write("bgp.yaml", &OBJECTS.replace("holdTimeSeconds: 9", &guarded))?;
     let shop = Shop::open_in(cluster, &[0], &options(&[]))?;
     let peers = shop.agents[0].view("bgp peers")?;
-    ensure!(peers.contains("LeftOut") && peers.contains("passwordFile"), "{peers}");
+    ensure!(peers.contains("LeftOut") && peers.contains("password.file"), "{peers}");
     let status = json(&shop.agents[0].view("status -o json")?)?;
     ensure!(status["warnings"].to_string().contains("BGP peer tor is left out"), "{status}");
     std::fs::write(&file, "s3cret\n")?;

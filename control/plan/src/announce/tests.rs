@@ -25,7 +25,7 @@ fn custom(kind: &str, name: &str, spec: Value) -> Event {
 }
 
 fn pool(name: &str, spec: Value) -> Event {
-    let mut whole = json!({"cidrs": ["198.51.100.0/24"]});
+    let mut whole = json!({"addresses": ["198.51.100.0/24"]});
     for (field, value) in spec.as_object().into_iter().flatten() {
         whole[field] = value.clone();
     }
@@ -130,7 +130,7 @@ fn an_address_of_a_pool_with_an_endpoint_is_announced_in_both_ways() {
 
 #[test]
 fn an_address_of_no_pool_is_not_announced() {
-    let planned = with([pool("p", json!({"cidrs": ["203.0.113.0/24"]}))]);
+    let planned = with([pool("p", json!({"addresses": ["203.0.113.0/24"]}))]);
     assert_eq!((by_bgp(&planned), eligible(&planned)), (vec![], None));
     assert_eq!(silence(&planned), Some(Silence::NoPool));
 }
@@ -239,7 +239,7 @@ fn services_of_another_class_are_somebody_elses() {
 
 #[test]
 fn without_an_advertisement_nothing_is_announced_by_bgp() {
-    let no_match = json!({"nodeSelector": {"matchLabels": {"rack": "1"}}});
+    let no_match = json!({"nodeSelectors": [{"matchLabels": {"rack": "1"}}]});
     for spec in [no_match, json!({"pools": ["other"]})] {
         let planned = with([advertisement("all", spec.clone())]);
         assert_eq!(by_bgp(&planned), Vec::<String>::new(), "{spec}");
@@ -247,7 +247,8 @@ fn without_an_advertisement_nothing_is_announced_by_bgp() {
         let planned = with([advertisement("all", spec), pool("p", json!({"announce": ["BGP"]}))]);
         assert_eq!(silence(&planned), Some(Silence::NoAdvertisement));
     }
-    let named = advertisement("all", json!({"pools": ["p"], "nodeSelector": {"matchLabels": {"rack": "1"}}}));
+    let named =
+        advertisement("all", json!({"pools": ["p"], "nodeSelectors": [{"matchLabels": {"rack": "1"}}]}));
     let planned = with([named, node("a", json!({"labels": {"rack": "1"}}), json!({}))]);
     assert_eq!(by_bgp(&planned), [VIP]);
 }
@@ -259,7 +260,7 @@ fn peers_are_those_whose_selector_names_the_node() {
         custom(
             "BGPPeer",
             name,
-            json!({"peerASN": 64513, "peerAddress": "192.0.2.1", "nodeSelector": selector}),
+            json!({"peerASN": 64513, "peerAddress": "192.0.2.1", "nodeSelectors": [selector]}),
         )
     };
     let labelled = node("a", json!({"labels": {"rack": "1"}}), json!({}));
@@ -273,7 +274,7 @@ fn of_two_pools_the_older_one_says_how() {
         upsert(json!({
             "apiVersion": "portolan.dev/v1alpha1", "kind": "LoadBalancerPool",
             "metadata": {"name": name, "creationTimestamp": format!("{year}-01-01T00:00:00Z")},
-            "spec": {"cidrs": ["198.51.100.0/28"], "announce": [way]},
+            "spec": {"addresses": ["198.51.100.0/28"], "announce": [way]},
         }))
     };
     let planned = with([dated("new", 2026, "BGP"), dated("old", 2025, "L2")]);

@@ -85,14 +85,14 @@ fn password(source: &PasswordSource) -> Result<Password, String> {
         PasswordSource::File(path) => {
             let text = std::fs::read_to_string(path).map_err(|error| {
                 format!(
-                    "passwordFile {}: {error}: put the password there, or correct the path",
+                    "password.file {}: {error}: put the password there, or correct the path",
                     path.display()
                 )
             })?;
             Ok(Password::new(text.strip_suffix('\n').unwrap_or(&text)))
         }
         PasswordSource::Secret(secret) => Err(format!(
-            "passwordSecret {secret} is not known to this agent: give it a passwordFile on the node"
+            "password.secretRef {secret} is not known to this agent: give it a password.file on the node"
         )),
     }
 }
@@ -185,7 +185,8 @@ mod tests {
         let identity = identity(&options(&[]), "node1", &["192.0.2.11".parse().unwrap()]);
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("password");
-        let secret = |name: &str| bgp_peer(name, json!({"passwordFile": file, "peerAddress": "192.0.2.2"}));
+        let secret =
+            |name: &str| bgp_peer(name, json!({"password": {"file": file}, "peerAddress": "192.0.2.2"}));
         let objects = [
             bgp_peer("good", json!({})),
             secret("guarded"),
@@ -195,7 +196,7 @@ mod tests {
         let (found, problems) = peers(&objects, &identity);
         assert_eq!(found.iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>(), ["good"]);
         assert_eq!(problems.keys().collect::<Vec<_>>(), ["guarded", "passive", "twice"]);
-        assert!(problems["guarded"].contains("passwordFile"), "{problems:?}");
+        assert!(problems["guarded"].contains("password.file"), "{problems:?}");
         assert!(problems["passive"].contains("listen"), "{problems:?}");
         assert!(problems["twice"].contains("peer good has it"), "{problems:?}");
         std::fs::write(&file, "s3cret\n").unwrap();

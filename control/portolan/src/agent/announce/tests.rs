@@ -21,7 +21,7 @@ fn objects() -> Vec<Value> {
     vec![
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}, "spec": {"podCIDRs": ["10.244.1.0/24"]},
             "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.11"}]}}),
-        own("LoadBalancerPool", json!({"cidrs": ["198.51.100.0/24"]})),
+        own("LoadBalancerPool", json!({"addresses": ["198.51.100.0/24"]})),
         own("BGPAdvertisement", json!({"podCIDRs": true})),
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
             "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.10", "ports": [{"port": 80}]},
