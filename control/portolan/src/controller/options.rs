@@ -15,7 +15,7 @@ use crate::agent::{LogFormat, SERVICE_CIDRS, SourceSpec};
 #[command(
     after_help = "It needs no root, and one is enough for all nodes. A second one on the same directory is refused; of several on \
     one API server one leads and the others wait.\n\n\
-    Examples:\n  portolan controller --source dir:/etc/portolan/objects\n  portolan controller --source kubernetes"
+    Example:\n  portolan controller --source dir:/etc/portolan/objects\n  portolan controller --source kubernetes"
 )]
 pub struct Options {
     /// Where objects come from and what is given goes to: dir:PATH, a directory of Kubernetes YAML; or kubernetes, the API
