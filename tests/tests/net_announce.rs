@@ -27,7 +27,7 @@ spec: {addresses: [198.51.100.8/29, \"2001:db8:f::8-2001:db8:f::1f\"]}
 apiVersion: portolan.dev/v1alpha1
 kind: BGPPeer
 metadata: {name: tor}
-spec: {peerASN: 64513, peerAddress: 192.0.2.1, holdTime: 9}
+spec: {peerASN: 64513, peerAddress: 192.0.2.1, holdTime: 9s}
 ---
 apiVersion: portolan.dev/v1alpha1
 kind: BGPAdvertisement
@@ -331,8 +331,8 @@ fn a_peer_waits_for_its_password_file() -> Result<()> {
     };
     let directory = cluster.directory().join("router");
     let router = Router::start(Brand::Bird, &cluster.router, &directory, 64_513, &[neighbor])?;
-    let guarded = format!("holdTime: 9, password: {{file: {}}}", file.display());
-    cluster.write("bgp.yaml", &OBJECTS.replace("holdTimeSeconds: 9", &guarded))?;
+    let guarded = format!("holdTime: 9s, password: {{file: {}}}", file.display());
+    cluster.write("bgp.yaml", &OBJECTS.replace("holdTime: 9s", &guarded))?;
     let shop = Shop::open_in(cluster, &[0], &options(&[]))?;
     let peers = shop.agents[0].view("bgp peers")?;
     ensure!(peers.contains("LeftOut") && peers.contains("password.file"), "{peers}");
