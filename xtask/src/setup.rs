@@ -26,15 +26,19 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn with(options: &Options) -> Result<()> {
-    if options.build_only { compilers(&Machine::detect(), &[]) } else { run() }
+    if options.build_only { compilers(&Machine::detect(), &[]) } else { run().and_then(|()| for_tests()) }
 }
 
-/// Installs everything.
+/// What tests alone need besides.
+pub(crate) fn for_tests() -> Result<()> {
+    helm::ensure()
+}
+
+/// Installs everything but what [tests](for_tests) need besides.
 pub(crate) fn run() -> Result<()> {
     let machine = Machine::detect();
     compilers(&machine, packages::TOOLS)?;
     toolchain::ensure_components()?;
-    helm::ensure()?;
     mounts::ensure(&machine)
 }
 

@@ -40,6 +40,7 @@ enum Tier {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::run()?;
+    setup::for_tests()?;
     // Before the build, which may put another file in its place.
     let own = std::env::current_exe().context("finding the path of this program")?;
     // Binaries that tests start are not all dependencies of those tests.
