@@ -197,7 +197,7 @@ pub fn decide_new<F: Family, T: Tables<F>, P: Frame>(
             Err(verdict) => verdict,
         },
         Asked::UnknownPort => refuse(hook, ifindex, (&packet, frame), tables),
-        Asked::Other if egress::leaves::<F, T>(hook, (&packet.key.src, &packet.key.dst), tables) => {
+        Asked::Other if egress::opens::<F, T>(hook, &packet, tables) => {
             return New::Open(Choice::EGRESS);
         }
         Asked::Other => direct(hook, &packet, frame.len(), tables),

@@ -52,6 +52,14 @@ fn is_routable<F: Family, T: Tables<F>>(addr: &F::Addr, tables: &T) -> bool {
     }
 }
 
+/// Whether a packet of no flow opens one that leaves. What goes on with a TCP connection answers somebody who opened it to the pod
+/// itself: with another address it would be nobody's.
+#[inline(always)]
+pub(crate) fn opens<F: Family, T: Tables<F>>(hook: Hook, packet: &Packet<F>, tables: &T) -> bool {
+    let opens = packet.kind != Kind::Tcp || packet.segment.opens();
+    opens && leaves::<F, T>(hook, (&packet.key.src, &packet.key.dst), tables)
+}
+
 /// The uplink by which a pod's packet leaves that [`leaves`]; `None` for what the host's stack has another way for, to an address
 /// of its own or a network of the node itself.
 #[inline(always)]
