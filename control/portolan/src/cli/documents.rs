@@ -11,7 +11,7 @@ const OPERATIONS: &str = include_str!("../../../../docs/operations.md");
 const README: &str = include_str!("../../../../README.md");
 
 /// Flags of other programs that these documents name, and whose they are.
-const OTHERS: [(&str, &str); 8] = [
+const OTHERS: [(&str, &str); 9] = [
     ("--allocate-node-cidrs", "kube-controller-manager"),
     ("--delete-emptydir-data", "kubectl drain"),
     ("--ignore-daemonsets", "kubectl drain"),
@@ -19,6 +19,7 @@ const OTHERS: [(&str, &str); 8] = [
     ("--release", "cargo build"),
     ("--service-cluster-ip-range", "kube-apiserver"),
     ("--service-node-port-range", "kube-apiserver"),
+    ("--set", "helm install"),
     ("--tier", "cargo xtask test"),
 ];
 
