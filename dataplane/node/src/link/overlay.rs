@@ -1,11 +1,10 @@
 //! The overlay device: VXLAN (RFC 7348) that asks eBPF for each packet where it goes.
 
 use ipnetwork::IpNetwork;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 
 use super::{
-    Error, GATEWAY_MAC, Interface, Links, OVERLAY_DEVICE, Route, RouteReport, ServiceSources, Target, gone,
-    message, read, route, socket::Socket, sysctl,
+    Error, GATEWAY_MAC, Interface, Links, OVERLAY_DEVICE, RouteReport, ServiceSources, gone, message, read,
+    service, socket::Socket, sysctl,
 };
 
 /// Bytes that an IPv4 packet and a VXLAN header take of each packet, with the Ethernet header inside.
@@ -32,7 +31,7 @@ impl Links {
                 None => make(socket, port, mtu)?,
             };
             sysctl::set_host_device(&device.name)?;
-            socket.run_one(correction(&device, mtu))?;
+            socket.run_one(service::correction(&device, mtu))?;
             Ok(device.ifindex)
         })
         .await
@@ -60,17 +59,8 @@ impl Links {
         prefixes: &[IpNetwork],
         sources: ServiceSources,
     ) -> Result<RouteReport, Error> {
-        let to_device = |prefix: &IpNetwork| Route {
-            prefix: *prefix,
-            target: Target::Device { ifindex, source: sources.of(prefix) },
-        };
-        let desired: Vec<Route> = prefixes.iter().map(to_device).collect();
-        self.call(move |socket| {
-            let ours =
-                |target: &Target| matches!(target, Target::Device { ifindex: index, .. } if *index == ifindex);
-            route::ensure(socket, &desired, ours)
-        })
-        .await
+        let prefixes = prefixes.to_vec();
+        self.call(move |socket| service::ensure_routes_out(socket, ifindex, &prefixes, sources)).await
     }
 }
 
@@ -88,17 +78,6 @@ fn find(socket: &mut Socket) -> Result<Option<Interface>, Error> {
 fn make(socket: &mut Socket, port: u16, mtu: u32) -> Result<Interface, Error> {
     socket.run_one(message::new_vxlan(OVERLAY_DEVICE, GATEWAY_MAC, port, mtu))?;
     find(socket)?.ok_or_else(|| Error::Vanished { name: OVERLAY_DEVICE.into() })
-}
-
-fn correction(link: &Interface, mtu: u32) -> super::socket::Request {
-    let mut attributes = Vec::new();
-    if link.mac != Some(GATEWAY_MAC) {
-        attributes.push(LinkAttribute::Address(GATEWAY_MAC.to_vec()));
-    }
-    if link.mtu != mtu {
-        attributes.push(LinkAttribute::Mtu(mtu));
-    }
-    message::change_link(link.ifindex, &link.name, LinkFlags::Up | LinkFlags::Noarp, attributes)
 }
 
 /// Bytes that a packet of the overlay is longer than the one inside of it, between IPv4 addresses or IPv6 addresses.

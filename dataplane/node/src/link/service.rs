@@ -32,7 +32,7 @@ pub struct ServiceSources {
 }
 
 impl ServiceSources {
-    pub(super) fn of(self, prefix: &IpNetwork) -> Option<IpAddr> {
+    fn of(self, prefix: &IpNetwork) -> Option<IpAddr> {
         match prefix {
             IpNetwork::V4(_) => self.v4.map(IpAddr::V4),
             IpNetwork::V6(_) => self.v6.map(IpAddr::V6),
@@ -83,20 +83,26 @@ impl Links {
             let Some((device, _)) = find(socket)? else {
                 return Err(Error::Missing { name: SERVICE_DEVICE.into() });
             };
-            let ifindex = device.ifindex;
-            let to_device = |prefix: &IpNetwork| Route {
-                prefix: *prefix,
-                target: Target::Device { ifindex, source: sources.of(prefix) },
-            };
-            let desired: Vec<Route> = cidrs.iter().map(to_device).collect();
-            route::ensure(
-                socket,
-                &desired,
-                |target| matches!(target, Target::Device { ifindex: index, .. } if *index == ifindex),
-            )
+            ensure_routes_out(socket, device.ifindex, &cidrs, sources)
         })
         .await
     }
+}
+
+/// Makes the routes out of a device of ours exactly these, each with the node's address of its family as its source.
+pub(super) fn ensure_routes_out(
+    socket: &mut Socket,
+    ifindex: u32,
+    prefixes: &[IpNetwork],
+    sources: ServiceSources,
+) -> Result<RouteReport, Error> {
+    let out = |prefix: &IpNetwork| Route {
+        prefix: *prefix,
+        target: Target::Device { ifindex, source: sources.of(prefix) },
+    };
+    let desired: Vec<Route> = prefixes.iter().map(out).collect();
+    let ours = |target: &Target| matches!(target, Target::Device { ifindex: index, .. } if *index == ifindex);
+    route::ensure(socket, &desired, ours)
 }
 
 /// The pair that is there, if there is one.
@@ -130,7 +136,8 @@ fn make(socket: &mut Socket, mtu: u32) -> Result<(Interface, Interface), Error> 
     find(socket)?.ok_or_else(|| Error::Vanished { name: SERVICE_DEVICE.into() })
 }
 
-fn correction(link: &Interface, mtu: u32) -> super::socket::Request {
+/// Brings a device that resolves no addresses to what it should be.
+pub(super) fn correction(link: &Interface, mtu: u32) -> super::socket::Request {
     let mut attributes = Vec::new();
     if link.mac != Some(GATEWAY_MAC) {
         attributes.push(LinkAttribute::Address(GATEWAY_MAC.to_vec()));

@@ -90,12 +90,12 @@ impl Engine {
             RoutingMode::Native => node.routes.iter().map(|route| (route.prefix, route.via)).collect(),
             RoutingMode::Vxlan | RoutingMode::Fabric => Vec::new(),
         };
-        let Some(overlay) = self.overlay else {
+        if self.overlay.is_none() {
             let removed = self.links.remove_overlay().await;
             self.warn("overlay", removed.err().map(|err| format!("removing {OVERLAY_DEVICE}: {err}")));
-            return self.report("routes", self.links.ensure_routes(&native, &node.pod_cidrs).await);
-        };
+        }
         self.report("routes", self.links.ensure_routes(&native, &node.pod_cidrs).await);
+        let Some(overlay) = self.overlay else { return };
         let prefixes: Vec<IpNetwork> = node.routes.iter().map(|route| route.prefix).collect();
         let routes = self.links.ensure_overlay_routes(overlay, &prefixes, sources).await;
         self.report("overlay routes", routes);
